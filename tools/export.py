@@ -3,7 +3,7 @@
 A lesson names its module once (`#| default_exp events`) and marks the cells that belong to it (`#| export`).
 The exporter reads the `.py` source of the lesson directly, so that a module depends on nothing but that file.
 
-    python -m tools.export                     export every lesson
+    python -m tools.export                     export every lesson, remove modules whose lesson is gone
     python -m tools.export nbs/13_events.py    export some
 """
 
@@ -14,11 +14,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jupytext
+from tools.lessons import ROOT, Cell, lessons, read_cells
 
-ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_EXP = re.compile(r"^#\|\s*default_exp\s+([\w.]+)\s*$", re.MULTILINE)
-EXPORT = re.compile(r"^#\|\s*export\s*\n", re.MULTILINE)
+HEADER = "# Exported from nbs/{lesson}: edit the lesson, then run `make export`."
+HEADER_START = HEADER.partition("{lesson}")[0]
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,13 @@ class ExportedModule:
         return root / "ftnb" / (self.name.replace(".", "/") + ".py")
 
 
-def read_cells(lesson: Path) -> list[tuple[str, str]]:
-    """The cells of a percent-format lesson as (cell type, source), in order."""
-    notebook = jupytext.read(lesson, fmt="py:percent")
-    return [(cell.cell_type, cell.source) for cell in notebook.cells]
-
-
-def subtitle(cells: Iterable[tuple[str, str]], lesson: Path) -> str:
+def subtitle(cells: Iterable[Cell], lesson: Path) -> str:
     """The lesson's `> subtitle`, which becomes the module's docstring."""
-    for kind, source in cells:
-        match = re.search(r"^> (.+)$", source, re.MULTILINE) if kind == "markdown" else None
+    for cell in cells:
+        match = re.search(r"^> (.+)$", cell.source, re.MULTILINE) if cell.kind == "markdown" else None
         if match:
             return match[1].strip()
-    raise ValueError(f"{lesson.name} has no '> subtitle' line under its title; the module's docstring is taken from it.")
+    raise ValueError(f"{lesson.name} has no '> subtitle' line under its title; the module's docstring is made of it.")
 
 
 def public_names(source: str) -> list[str]:
@@ -55,10 +48,10 @@ def public_names(source: str) -> list[str]:
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             names.append(node.name)
-        elif isinstance(node, ast.Assign):
-            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.append(node.target.id)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            stored = (n for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+            names += [n.id for n in stored if isinstance(n.ctx, ast.Store)]
     return [name for name in dict.fromkeys(names) if not name.startswith("_")]
 
 
@@ -77,44 +70,95 @@ def export_lesson(lesson: Path) -> ExportedModule | None:
     """Build the module that a lesson exports; None for a lesson that exports nothing.
 
     Raises:
-        ValueError: if the lesson exports cells but names no module, or has no subtitle.
+        ValueError: if the lesson exports cells but names no module, names two, has no subtitle,
+            or exports a cell that is not plain Python.
     """
     cells = read_cells(lesson)
-    code = [source for kind, source in cells if kind == "code"]
-    name = next((match[1] for source in code if (match := DEFAULT_EXP.search(source))), None)
-    exported = [EXPORT.sub("", source, count=1).strip("\n") for source in code if EXPORT.match(source)]
-    if name is None:
+    named = [cell.directives["default_exp"] for cell in cells if "default_exp" in cell.directives]
+    exported = [cell.body for cell in cells if "export" in cell.directives and cell.body]
+    if not named:
         if exported:
             raise ValueError(f"{lesson.name} marks cells with '#| export' but has no '#| default_exp name' cell.")
         return None
+    if len(named) > 1 or not re.fullmatch(r"[a-z_]\w*(\.[a-z_]\w*)*", named[0]):
+        raise ValueError(f"{lesson.name} must name one module by '#| default_exp name', found: {', '.join(named)}.")
+    for body in exported:
+        try:
+            ast.parse(body)
+        except SyntaxError as error:
+            line = (error.text or "").strip()
+            raise ValueError(f"{lesson.name}: an exported cell is not plain Python ({error.msg}): {line}") from None
     imports, rest = split_imports(exported[0]) if exported else ("", "")
     blocks = [block for block in (rest, *exported[1:]) if block]
-    names = public_names("\n\n".join(blocks))
-    listing = "__all__ = [" + "".join(f'\n    "{n}",' for n in names) + "\n]"
-    header = f"# Exported from nbs/{lesson.name}: edit the lesson, then run `make export`."
-    docstring = '"""' + subtitle(cells, lesson).replace('"""', "'''") + '"""'
-    top = [part for part in (f"{header}\n{docstring}", imports, listing) if part]
-    source = "\n\n".join(top) + "\n\n\n" + "\n\n\n".join(blocks) + "\n"
-    return ExportedModule(lesson.name, name, source)
+    listing = "__all__ = [" + "".join(f'\n    "{n}",' for n in public_names("\n\n".join(blocks))) + "\n]"
+    docstring = '"""' + subtitle(cells, lesson).replace("\\", "\\\\").replace('"""', "'''") + '"""'
+    top = [part for part in (f"{HEADER.format(lesson=lesson.name)}\n{docstring}", imports, listing) if part]
+    source = "\n\n".join(top) + "".join(f"\n\n\n{block}" for block in blocks) + "\n"
+    return ExportedModule(lesson.name, named[0], source)
 
 
-def lessons(root: Path = ROOT) -> list[Path]:
-    """All lesson sources, in reading order."""
-    return sorted((root / "nbs").glob("[0-9][0-9]_*.py"))
+def export_all(root: Path = ROOT) -> list[ExportedModule]:
+    """The modules of all lessons, in reading order.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Export the marked cells of lessons into ftnb/.")
-    parser.add_argument("lessons", nargs="*", type=Path, help="lesson sources; all when left out")
-    for lesson in parser.parse_args().lessons or lessons():
+    Raises:
+        ValueError: if two lessons export the same module, or one of them cannot be exported.
+    """
+    homes: dict[str, ExportedModule] = {}
+    for lesson in lessons(root):
         module = export_lesson(lesson)
         if module is None:
             continue
-        path = module.path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_text(encoding="utf-8") != module.source:
-            path.write_text(module.source, encoding="utf-8")
-            print(f"{lesson.name} -> {path.relative_to(ROOT)}")
+        if module.name in homes:
+            raise ValueError(f"{lesson.name} and {homes[module.name].lesson} both export ftnb.{module.name}.")
+        homes[module.name] = module
+    return list(homes.values())
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file of the package says that it was exported from a lesson."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().startswith(HEADER_START)
+
+
+def orphans(modules: Iterable[ExportedModule], root: Path = ROOT) -> list[Path]:
+    """Exported files below `root` that none of `modules` accounts for: their lesson is gone or renamed its module."""
+    wanted = {module.path(root) for module in modules}
+    return [p for p in sorted((root / "ftnb").rglob("*.py")) if p not in wanted and is_exported(p)]
+
+
+def write(module: ExportedModule, root: Path = ROOT) -> bool:
+    """Write a module's file; False if it already was so.
+
+    Raises:
+        ValueError: if a hand-written module stands in the place.
+    """
+    path = module.path(root)
+    if path.exists():
+        if path.read_text(encoding="utf-8") == module.source:
+            return False
+        if not is_exported(path):
+            where = path.relative_to(root)
+            raise ValueError(f"{module.lesson} would overwrite {where}, which is written by hand. Rename one of them.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(module.source, encoding="utf-8", newline="\n")
+    return True
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export lessons from the command line."""
+    parser = argparse.ArgumentParser(description="Export the marked cells of lessons into ftnb/.")
+    parser.add_argument("lessons", nargs="*", type=Path, help="lesson sources; all when left out")
+    chosen = parser.parse_args(argv).lessons
+    try:
+        modules = [m for lesson in chosen if (m := export_lesson(lesson))] if chosen else export_all()
+        for module in modules:
+            if write(module):
+                print(f"{module.lesson} -> {module.path().relative_to(ROOT)}")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    for path in [] if chosen else orphans(modules):
+        path.unlink()
+        print(f"removed {path.relative_to(ROOT)}: no lesson exports it")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run one lesson from its source and lay its pictures out as files, to be looked at while writing.
 
-    python -m tools.runlesson nbs/14_charts.py [--out FOLDER]
+Usage: `python -m tools.runlesson nbs/14_charts.py [--out FOLDER]`.
 """
 
 import argparse
@@ -10,11 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import jupytext
 import nbformat
 from nbclient import NotebookClient
 
-from tools.export import ROOT
+from tools.lessons import ROOT, read_lesson
 
 
 def run_lesson(lesson: Path, out: Path, timeout: int = 180) -> list[Path]:
@@ -23,7 +22,7 @@ def run_lesson(lesson: Path, out: Path, timeout: int = 180) -> list[Path]:
     Raises:
         nbclient.exceptions.CellExecutionError: when a cell fails.
     """
-    notebook = jupytext.read(lesson, fmt="py:percent")
+    notebook = read_lesson(lesson)
     notebook.metadata.setdefault("kernelspec", {"name": "python3", "display_name": "Python 3", "language": "python"})
     out.mkdir(parents=True, exist_ok=True)
     client = NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(lesson.parent)}})
@@ -31,7 +30,7 @@ def run_lesson(lesson: Path, out: Path, timeout: int = 180) -> list[Path]:
         client.execute()
     finally:
         nbformat.write(notebook, out / f"{lesson.stem}.ipynb")
-    pictures = []
+    pictures: list[Path] = []
     for index, cell in enumerate(notebook.cells):
         for output in cell.get("outputs", []):
             png = output.get("data", {}).get("image/png")
@@ -42,6 +41,7 @@ def run_lesson(lesson: Path, out: Path, timeout: int = 180) -> list[Path]:
 
 
 def main() -> None:
+    """Run a lesson from the command line."""
     parser = argparse.ArgumentParser(description="Run one lesson and write its pictures.")
     parser.add_argument("lesson", type=Path)
     parser.add_argument("--out", type=Path, help="folder for the executed notebook and the pictures")
