@@ -1,0 +1,406 @@
+# %% [markdown]
+# # Data
+#
+# > Your own table, checked before training, in batches that waste no time on padding.
+#
+# At the end you can bring a CSV, a folder or a data frame into training, find the faults in it that would spoil a result without any error message, and say what padding costs and how to avoid it. Runs in about 20 s on a CPU.
+
+# %%
+#| default_exp data
+
+# %%
+#| export
+import math
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from ftnb.builtin.reviews import labelled_reviews
+from ftnb.sources import read_any
+from ftnb.tables import DataError, clean_columns, select_columns
+
+# %%
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from ftnb.checks import check_text_labels
+
+# %% [markdown]
+# ## From a table to three splits
+#
+# A text classifier needs two columns: the text and its label. What they are called differs from file to file, so we name each column by its *role*: `columns={"text": "sentence", "label": "stars"}`. From there on every part of the project says `text` and `label`, and every row remembers its row number in the file, so that a message can say where to look.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Splits:
+    """The rows to train on, to choose by, and to report on.
+
+    Args:
+        train, valid, test: `datasets.Dataset` with one column per role and "row", the 1-based row in the source.
+        notices: what was done to the data that a reader of the result should know.
+        sources: per split, what to call it in a message.
+        columns: per role, the name (or position) of its column in the source.
+        label_names: the order of the classes where the source states one.
+    """
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset | None = None
+    notices: list[str] = field(default_factory=list)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | int] = field(default_factory=dict)
+    label_names: tuple[str, ...] | None = None
+
+    def items(self) -> list[tuple[str, Dataset]]:
+        """The splits that are there, by name, in the order train, valid, test."""
+        pairs = [("train", self.train), ("valid", self.valid), ("test", self.test)]
+        return [(name, split) for name, split in pairs if split is not None]
+
+# %% [markdown]
+# Two texts are the same to a reader when they differ only in case, in spaces or in the way an accent is encoded. Many checks below, and the cut into splits, compare texts in this sense.
+
+# %%
+#| export
+def normalise_text(text: str) -> str:
+    """A text's form for comparison: Unicode NFKC, case folded, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+# %%
+normalise_text("  A ﬁne  CAFE\u0301 "), normalise_text("a fine café")
+
+# %%
+assert normalise_text("  A ﬁne  CAFE\u0301 ") == normalise_text("a fine café")
+
+# %% [markdown]
+# If there is no validation split, we cut one from the training rows. Each class gives its share (*stratified*), so a rare class is not lost by chance; and rows with the same text go to the same side, or we would make the leak ourselves that we warn about below.
+
+# %%
+#| export
+def cut_split(frame: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cut a share of the rows off, class by class, keeping rows with equal text together.
+
+    Args:
+        frame: rows with the columns "text" and "label", where a task has them.
+        fraction: share of each class to cut off, between 0 and 1; a class of one text gives none.
+        seed: the same seed cuts the same rows.
+
+    Returns:
+        What stays and what was cut off, both in their old order.
+    """
+    keys = frame["text"].map(normalise_text).tolist() if "text" in frame else list(range(len(frame)))
+    labels = frame["label"].tolist() if "label" in frame else [""] * len(frame)
+    first_label = dict(zip(reversed(keys), reversed(labels), strict=True))
+    rng = np.random.default_rng(seed)
+    chosen: set[Any] = set()
+    for label in sorted(set(first_label.values())):
+        of_label = [key for key in dict.fromkeys(keys) if first_label[key] == label]
+        count = max(1, round(fraction * len(of_label))) if len(of_label) > 1 else 0
+        chosen.update(of_label[i] for i in rng.permutation(len(of_label))[:count])
+    cut = np.array([key in chosen for key in keys])
+    return frame[~cut], frame[cut]
+
+# %% [markdown]
+# Reading itself is in two plain helper modules, `ftnb.tables` and `ftnb.sources`. A label may arrive as `1`, `1.0`, `"1"` or `True`; it becomes a string, a whole number without the `.0` that pandas adds to a column with a gap. A missing cell becomes an empty string, which the checks below will name.
+
+# %%
+#| export
+def load_splits(
+    data: Any,
+    *,
+    columns: Mapping[str, str | int] | None = None,
+    valid_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    roles: Sequence[str] = ("text", "label"),
+) -> Splits:
+    """Load data from wherever it is and bring it into splits.
+
+    Args:
+        data: "builtin:reviews"; a CSV, TSV, JSONL or Parquet file; a folder with one such file per split; a Hub id
+            ("owner/name" or "owner/name:config"); a DataFrame, a `datasets.Dataset` or `DatasetDict`; a list of
+            dictionaries; or a mapping from "train", "valid", "test" to any of these.
+        columns: role → column name; a number is a position in a file without a header line.
+        valid_fraction: share of the training rows to cut off where there is no validation split.
+        test_fraction: the same for the test; 0 means no test.
+        seed: decides which rows are cut.
+        roles: the columns that the task needs.
+
+    Raises:
+        DataError: if the data cannot be read, a column is missing, or there is nothing to validate on.
+    """
+    if not (0 < valid_fraction < 1 and 0 <= test_fraction < 1):
+        given = f"valid_fraction={valid_fraction}, test_fraction={test_fraction}"
+        raise DataError(f"fractions must lie between 0 and 1 (that of the test may be 0); got {given}.")
+    columns = dict(columns or {})
+    if isinstance(data, str) and data.startswith("builtin:"):
+        data = _builtin(data)
+    header = not any(isinstance(column, int) for column in columns.values())
+    tables = {name: select_columns(t, columns, roles) for name, t in read_any(data, header=header).items()}
+    frames = {name: clean_columns(table, columns, name) for name, table in tables.items()}
+    sources, notices = {name: table.source for name, table in tables.items()}, []
+    if "test" in frames and "label" in roles and (frames["test"]["label"] == "").all():
+        del frames["test"]
+        notices.append(f"test ({sources['test']}) has no labels and is left out.")
+    for name, fraction in (("test", test_fraction), ("valid", valid_fraction)):
+        if name not in frames and fraction > 0:
+            total, source = len(frames["train"]), sources["train"]
+            frames["train"], frames[name] = cut_split(frames["train"], fraction, seed)
+            sources[name] = source
+            cut = f"{len(frames[name])} of {total} rows"
+            notices.append(f"{name}: {cut} cut from {source}, class by class, seed {seed}.")
+    for name, frame in frames.items():
+        if frame.empty:
+            raise DataError(f"{name} ({sources[name]}) has no rows left; give more rows or a {name} split of its own.")
+    sets = {n: Dataset.from_dict({**f.to_dict("list"), "row": f.index.tolist()}) for n, f in frames.items()}
+    named = {role: columns.get(role, role) for role in roles}
+    order = tables["train"].label_names.get("label")
+    return Splits(**sets, notices=notices, sources=sources, columns=named, label_names=order)
+
+
+def _builtin(name: str) -> dict[str, list[dict[str, str]]]:
+    if name != "builtin:reviews":
+        raise DataError(f"{name!r} is unknown; the built-in data set is 'builtin:reviews'.")
+    return {split: labelled_reviews(split) for split in ("train", "valid", "test")}
+
+# %% [markdown]
+# A file as somebody might send it, with other column names and a gap. Nothing but its path and the two columns is needed.
+
+# %%
+folder = Path(tempfile.mkdtemp())
+rows = [f"{['bad', 'good'][i % 2]} film number {i},{[1.0, 5.0][i % 2]}" for i in range(40)]
+(folder / "films.csv").write_text("sentence,stars\n" + "\n".join(rows), encoding="utf-8")
+films = load_splits(folder / "films.csv", columns={"text": "sentence", "label": "stars"})
+films.notices, films.train[0], films.valid[0]
+
+# %%
+assert sorted([*films.train["row"], *films.valid["row"]]) == list(range(2, 42))
+assert sorted(films.valid["label"]) == ["1.0", "1.0", "5.0", "5.0"]
+
+# %% [markdown]
+# The same call takes the built-in reviews, which this project generates. Their test split is special: its sentiment words never occur in the labelled training reviews.
+
+# %%
+reviews = load_splits("builtin:reviews")
+{name: len(split) for name, split in reviews.items()}, reviews.train[0]
+
+# %% [markdown]
+# ### A quote that eats rows
+#
+# In a CSV file a double quote opens a field that may run over several lines. Sentences contain stray quotes. Read a tab-separated file of sentences as if it were a CSV, and two stray quotes swallow every row between them, with no error:
+
+# %%
+lines = ['the rock is " destined to be big\t1', "dull\t0", "a fine film\t1", 'he calls it "art\t0', "lovely\t1"]
+(folder / "stray.tsv").write_text("\n".join(lines), encoding="utf-8")
+usual = pd.read_csv(folder / "stray.tsv", sep="\t", header=None)
+ours = load_splits({"train": folder / "stray.tsv", "valid": folder / "stray.tsv"}, columns={"text": 0, "label": 1})
+len(usual), len(ours.train)
+
+# %% [markdown]
+# So a `.tsv` is read without quoting here, a `.csv` with strict quoting: a row that does not fit is refused by line number.
+
+# %%
+(folder / "broken.csv").write_text('text,label\nfine,1\na "good", long film,1\nbad,0\n', encoding="utf-8")
+try:
+    load_splits(folder / "broken.csv")
+except DataError as error:
+    message = str(error)
+message
+
+# %%
+assert len(ours.train) == 5 and "line 3" in message
+
+# %% [markdown]
+# ## What spoils a result silently
+#
+# Bad data rarely crashes a training. A label that occurs only in the test split can never be predicted; an empty text teaches that nothing is positive; a test text that is also in the training rows is remembered, not understood. All of that can be seen before the first step. What cannot be right is an *error*; what makes a result doubtful is a *warning*. Both name split, row and column. The checks are in the plain module `ftnb.checks`.
+
+# %% [markdown]
+# Six rows, and every one of these would have trained without complaint:
+
+# %%
+faulty = {
+    "train": [
+        {"text": "A fine film.", "label": "pos"},
+        {"text": "a fine film. ", "label": "neg"},
+        {"text": "Dull.", "label": "neg"},
+        {"text": "Lovely.", "label": "Pos"},
+    ],
+    "valid": [{"text": "DULL.", "label": "neg"}, {"text": "So so.", "label": "pos"}],
+}
+[problem.message for problem in check_text_labels(load_splits(faulty))]
+
+# %% [markdown]
+# And two that stop it, both told at once:
+
+# %%
+faulty["valid"] = [{"text": "So so.", "label": "mixed"}, {"text": " ", "label": "neg"}]
+try:
+    check_text_labels(load_splits(faulty))
+except DataError as error:
+    message = str(error)
+print(message)
+
+# %%
+assert "row 1" in message and "'mixed'" in message and "row 2" in message
+
+# %% [markdown]
+# ## Batches
+#
+# A batch is a rectangle: all texts in it are padded to one length. A padding token costs as much time as a real one and is then ignored. With lengths $n_i$ in a batch $B$ the share of work that was useful is
+#
+# $$\text{real-token share} = \frac{\sum_B \sum_{i \in B} n_i}{\sum_B |B| \max_{i \in B} n_i} .$$
+
+# %%
+#| export
+def real_token_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """The share of tokens that are not padding when each batch is padded to its longest example.
+
+    Args:
+        lengths: tokens per example.
+        batches: indices of the examples in each batch.
+    """
+    of_batch = [np.asarray(lengths)[list(batch)] for batch in batches]
+    return float(sum(n.sum() for n in of_batch) / sum(n.max() * len(n) for n in of_batch))
+
+# %%
+real_token_share([3, 9, 3, 9], [[0, 1], [2, 3]]), real_token_share([3, 9, 3, 9], [[0, 2], [1, 3]])
+
+# %% [markdown]
+# The second grouping wastes nothing: put examples of similar length together. But gradient descent wants *random* batches, and sorting the data set would give the model all short texts first. So we shuffle, cut the shuffled rows into *pools* of up to 50 batches, sort within each pool only, cut into batches, and shuffle the batches. The order is a pure function of the seed and the epoch, so that a stopped run can go on where it was.
+
+# %%
+#| export
+def batch_order(
+    num_examples: int,
+    batch_size: int,
+    *,
+    lengths: Sequence[int] | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    epoch: int = 0,
+) -> list[list[int]]:
+    """The examples of each batch of one epoch; every example is in exactly one batch.
+
+    Args:
+        num_examples: how many there are.
+        batch_size: examples per batch; one batch may be smaller.
+        lengths: tokens per example; then a batch holds examples of similar length.
+        shuffle: random order. Without it the order is fixed: as given or, with lengths, the longest first.
+        seed: together with `epoch` it decides the order.
+        epoch: the epoch, from 0.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(num_examples) if shuffle else np.arange(num_examples)
+    sizes = [batch_size] * (num_examples // batch_size)
+    pool = min(50, max(1, len(sizes) // 4)) * batch_size if shuffle else num_examples
+    if lengths is not None:
+        pools = np.split(order, range(pool, num_examples, pool))
+        order = np.concatenate([p[np.argsort(-np.asarray(lengths)[p], kind="stable")] for p in pools])
+    if rest := num_examples % batch_size:  # anywhere in the last pool, or it would always hold the shortest examples
+        first = (num_examples - 1) // pool * (pool // batch_size) if shuffle and lengths is not None else len(sizes)
+        sizes.insert(int(rng.integers(first, len(sizes) + 1)), rest)
+    batches = [batch.tolist() for batch in np.split(order, np.cumsum(sizes)[:-1])]
+    return [batches[i] for i in rng.permutation(len(batches))] if shuffle and lengths is not None else batches
+
+# %%
+#| export
+class Batches:
+    """Examples in batches, in an order that (seed, epoch) decides.
+
+    Args:
+        examples: anything with `len()` and `[index]`.
+        collate: makes a list of examples a batch, a dictionary of tensors.
+        batch_size: examples per batch.
+        lengths: tokens per example, to put examples of similar length together.
+        shuffle: a new random order each epoch; without it the order is fixed.
+        seed: of the order.
+        num_workers: processes that collate; 0 means this one.
+
+    Raises:
+        DataError: if there are no examples, the batch size is not positive, or the lengths do not match.
+    """
+
+    def __init__(
+        self,
+        examples: Any,
+        collate: Callable[[list[Any]], dict[str, Any]],
+        batch_size: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        if batch_size < 1 or len(examples) == 0:
+            raise DataError(f"expected examples and a positive batch size; got {len(examples)} and {batch_size}.")
+        if lengths is not None and len(lengths) != len(examples):
+            raise DataError(f"{len(lengths)} lengths do not fit {len(examples)} examples.")
+        self.examples, self.collate, self.batch_size = examples, collate, batch_size
+        self.lengths, self.shuffle, self.seed, self.num_workers = lengths, shuffle, seed, num_workers
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples an epoch has."""
+        return len(self.examples)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.examples) / self.batch_size)
+
+    def order(self, epoch: int = 0) -> list[list[int]]:
+        """The indices of the examples in each batch of an epoch."""
+        return batch_order(
+            len(self.examples),
+            self.batch_size,
+            lengths=self.lengths,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            epoch=epoch,
+        )
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[dict[str, Any]]:
+        """The batches of one epoch, from batch number `start` on; those before it are not made.
+
+        Raises:
+            ValueError: if `start` is not between 0 and the number of batches.
+        """
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start must lie between 0 and {len(self)}, the batches of an epoch; got {start}.")
+        generator = torch.Generator().manual_seed(self.seed)  # its own: the loader must not draw from the global one
+        yield from DataLoader(
+            self.examples,
+            batch_sampler=self.order(epoch)[start:],
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=generator,
+        )
+
+# %% [markdown]
+# Six texts in batches of two. A collate function makes a list of examples one padded tensor:
+
+# %%
+def collate(examples):
+    longest = max(len(example["ids"]) for example in examples)
+    rows = [example["ids"] + [0] * (longest - len(example["ids"])) for example in examples]
+    return {"input_ids": torch.tensor(rows), "labels": torch.tensor([example["label"] for example in examples])}
+
+texts = [{"ids": [7] * n, "label": n % 2} for n in (3, 8, 4, 9, 3, 5)]
+batches = Batches(texts, collate, batch_size=2, lengths=[len(t["ids"]) for t in texts], shuffle=True)
+[tuple(batch["input_ids"].shape) for batch in batches.epoch(0)], [tuple(batch["input_ids"].shape) for batch in batches.epoch(1)]
+
+# %% [markdown]
+# Starting at batch 1 gives the rest of the same epoch:
+
+# %%
+whole, rest = list(batches.epoch(3)), list(batches.epoch(3, start=1))
+assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(whole[1:], rest, strict=True))
