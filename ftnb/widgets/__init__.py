@@ -1,0 +1,1 @@
+"""Widget plumbing: what draws and what forwards clicks. Nothing here decides anything about a training."""
