@@ -1,0 +1,49 @@
+# What a person types. `make` alone lists it.
+#   PYTHON=/path/to/python3   the Python for a new .venv (default: the newest of 3.13, 3.12, 3.11 that works)
+#   ARGS="--no-browser"       further arguments: for JupyterLab (lab, edit), pytest (test), the tool (check, notebooks)
+
+PY := .venv/bin/python
+ARGS ?=
+# Lessons and tests run without a network and leave the machine room.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
+
+.DEFAULT_GOAL := help
+.PHONY: help lab edit quickstart test test-full check export notebooks bench setup-lab setup-dev
+
+help:
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
+
+setup-lab:
+	@tools/setup.sh lab
+
+setup-dev:
+	@tools/setup.sh dev
+
+lab: setup-lab ## open JupyterLab on your copy of the lessons (lessons/)
+	@$(PY) -m tools.lab $(ARGS)
+
+edit: setup-lab ## open JupyterLab on the sources; saving a notebook updates its .py
+	@$(PY) -m tools.lab --edit $(ARGS)
+
+quickstart: setup-lab ## run the quickstart here, without a browser
+	@$(OFFLINE) $(PY) -m tools.quickstart
+
+check: setup-dev ## do lessons, notebooks, modules, imports, settings, style and types agree?
+	@$(PY) -m tools.check $(ARGS)
+
+test: setup-dev ## what CI runs: the checks, the tests, all lessons
+	@failed=0; \
+	$(PY) -m tools.check || failed=1; \
+	$(OFFLINE) $(PY) -m pytest tests nbs --nbmake --nbmake-timeout=180 --durations=15 $(ARGS) || failed=$$((failed + 2)); \
+	case $$failed in 1|3) echo "make check failed: see above.";; esac; \
+	exit $$failed
+
+test-full: setup-dev ## the same with the slow tests
+	@$(MAKE) --no-print-directory test ARGS='-m "slow or not slow" $(ARGS)'
+
+export: setup-dev ## write ftnb/ from the lessons
+	@$(PY) -m tools.export $(ARGS)
+
+notebooks: setup-dev ## run the lessons whose outputs are stale, and store what they show
+	@$(PY) -m tools.export
+	@$(PY) -m tools.notebooks $(ARGS)

@@ -1,0 +1,73 @@
+"""Settings that all tests share: no network, at most two threads, pictures drawn off screen; what some tests need."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = str(min(2, int(os.environ.get("OMP_NUM_THREADS") or 2)))
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import matplotlib
+import pytest
+
+# Not the variable MPLBACKEND: kernels that tests start would inherit it and show no pictures.
+matplotlib.use("Agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+IN_CI = bool(os.environ.get("CI"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def _not_here(reason: str) -> NoReturn:
+    """Skip with a reason; in CI, where everything must be there, fail."""
+    if IN_CI:
+        pytest.fail(f"{reason} In CI (variable CI) this must not be missing.", pytrace=False)
+    pytest.skip(reason)
+
+
+def find_browser() -> str | None:
+    """The path of an installed Chromium, if there is one."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def find_test_data() -> Path | None:
+    """The folder that FTNB_TEST_DATA names, or the one beside a checkout, if it exists."""
+    named = os.environ.get("FTNB_TEST_DATA")
+    folder = Path(named).expanduser().resolve() if named else ROOT.parent / "shared" / "data"
+    return folder if folder.is_dir() else None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("browser"):
+        if importlib.util.find_spec("playwright") is None:
+            _not_here("Browser tests need playwright: pip install playwright.")
+        if find_browser() is None:
+            _not_here("Browser tests need a Chromium on the PATH (Debian: apt-get install chromium).")
+    if item.get_closest_marker("realdata") and find_test_data() is None:
+        _not_here("Real-data tests need a folder with the data: set FTNB_TEST_DATA to it.")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("This test needs a CUDA device.")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder with real data and weights; only for tests marked `realdata`."""
+    folder = find_test_data()
+    if folder is None:
+        _not_here("Real-data tests need a folder with the data: set FTNB_TEST_DATA to it.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the browser; only for tests marked `browser`."""
+    path = find_browser()
+    if path is None:
+        _not_here("Browser tests need a Chromium on the PATH (Debian: apt-get install chromium).")
+    return path
