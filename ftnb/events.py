@@ -165,8 +165,7 @@ class SetLr:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        number = isinstance(self.lr, int | float) and not isinstance(self.lr, bool)
-        if not number or not math.isfinite(self.lr) or self.lr <= 0:
+        if type(self.lr) not in (int, float) or not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be a positive finite number, got {self.lr!r}.")
 
 

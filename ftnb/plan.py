@@ -1,13 +1,14 @@
 # Exported from nbs/17_plan.py: edit the lesson, then run `make export`.
 """What a training is given, where everything in it happens, and what it must remember."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ftnb.schedule import lr_factor
+from ftnb.schedule import Schedule, lr_factor
 
 __all__ = [
     "TrainingError",
@@ -47,7 +48,7 @@ class Settings:
     max_grad_norm: float | None = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.1
-    schedule: str = "linear"
+    schedule: Schedule = "linear"
     eval_every: int | None = None
     patience: int | None = None
     seed: int = 0
@@ -65,7 +66,7 @@ class Settings:
                 raise TrainingError(f"{name} must be positive and finite, got {value!r}.")
         if not 0 <= self.weight_decay < math.inf:
             raise TrainingError(f"weight_decay must be zero or positive, got {self.weight_decay!r}.")
-        lr_factor(0.0, warmup=self.warmup, schedule=self.schedule)  # type: ignore[arg-type]  # checks both
+        lr_factor(0.0, warmup=self.warmup, schedule=self.schedule)  # checks both
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Plan:
         if not math.isclose(sum(self.shares), 1.0, abs_tol=1e-6):
             raise TrainingError(f"the phases' shares must sum to 1, got {self.shares}.")
         starts = [*self.phase_starts, self.num_steps]
-        if any(begin >= end for begin, end in zip(starts, starts[1:], strict=False)):
+        if any(begin >= end for begin, end in itertools.pairwise(starts)):
             raise TrainingError(
                 f"{self.num_steps} steps cannot be split into phases with shares {self.shares}: one of them gets no "
                 "step. Train longer or use a smaller batch."

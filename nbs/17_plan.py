@@ -10,13 +10,14 @@
 
 # %%
 #| export
+import itertools
 import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ftnb.schedule import lr_factor
+from ftnb.schedule import Schedule, lr_factor
 
 # %%
 import matplotlib.pyplot as plt
@@ -57,7 +58,7 @@ class Settings:
     max_grad_norm: float | None = 1.0
     weight_decay: float = 0.01
     warmup: float = 0.1
-    schedule: str = "linear"
+    schedule: Schedule = "linear"
     eval_every: int | None = None
     patience: int | None = None
     seed: int = 0
@@ -75,7 +76,7 @@ class Settings:
                 raise TrainingError(f"{name} must be positive and finite, got {value!r}.")
         if not 0 <= self.weight_decay < math.inf:
             raise TrainingError(f"weight_decay must be zero or positive, got {self.weight_decay!r}.")
-        lr_factor(0.0, warmup=self.warmup, schedule=self.schedule)  # type: ignore[arg-type]  # checks both
+        lr_factor(0.0, warmup=self.warmup, schedule=self.schedule)  # checks both
 
 # %%
 try:
@@ -113,7 +114,7 @@ class Plan:
         if not math.isclose(sum(self.shares), 1.0, abs_tol=1e-6):
             raise TrainingError(f"the phases' shares must sum to 1, got {self.shares}.")
         starts = [*self.phase_starts, self.num_steps]
-        if any(begin >= end for begin, end in zip(starts, starts[1:], strict=False)):
+        if any(begin >= end for begin, end in itertools.pairwise(starts)):
             raise TrainingError(
                 f"{self.num_steps} steps cannot be split into phases with shares {self.shares}: one of them gets no "
                 "step. Train longer or use a smaller batch."
@@ -324,10 +325,12 @@ new_optimizer.load_state_dict(old_optimizer.state_dict())
 new_scheduler.load_state_dict(old_scheduler.state_dict())
 new_optimizer.step()
 new_scheduler.step()
-new_optimizer.param_groups[0]["lr"], rates.peak("head", 1.0)
+resumed = Rates(lr=1e-3)
+resumed.set(1e-4, None, {})
+new_optimizer.param_groups[0]["lr"], resumed.peak("all", 1.0)
 
 # %%
-assert new_optimizer.param_groups[0]["lr"] == 1e-3
+assert new_optimizer.param_groups[0]["lr"] == 1e-3 and resumed.peak("all", 1.0) == 1e-4
 
 # %% [markdown]
 # ## Exercises

@@ -1,0 +1,257 @@
+# Exported from nbs/18_loop.py: edit the lesson, then run `make export`.
+"""The whole loop on one screen: an object that does one piece of work at a time and can be left at any point."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftnb.devices import choose_device, choose_precision, to_device
+from ftnb.events import Changed, Evaluated, Event, Finished, Started, Warned
+from ftnb.live import EventBuffer, GeneratorWatch
+from ftnb.plan import Best, Plan, Rates, Settings, TrainingError
+from ftnb.schedule import lr_factor
+from ftnb.step import (
+    Arithmetic,
+    Batch,
+    Learner,
+    StepInHand,
+    Strategy,
+    batch_size,
+    build_optimizer,
+    micro_batches,
+    moving_buffers,
+    seed_generators,
+    set_modes,
+    set_trainable,
+)
+
+__all__ = [
+    "Position",
+    "EvaluationInHand",
+    "Loop",
+]
+
+
+@dataclass
+class Position:
+    """Where a training is: completed steps, the epoch, batches consumed in it, the phase, the last evaluation."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    phase: int = -1
+    evaluated_at: int = 0
+
+
+@dataclass
+class EvaluationInHand:
+    """One pass over the validation data, possibly half done. `loss` is a weighted sum on the device."""
+
+    stream: Iterator[Batch]
+    loss: Tensor | float = 0.0
+    weight: int = 0
+    seconds: float = 0.0
+
+
+class Loop:
+    """Train a learner piece by piece: `work()` until `finished`. What happens is put into `buffer` as events."""
+
+    def __init__(self, learner: Learner, strategy: Strategy, settings: Settings) -> None:
+        self.learner, self.settings = learner, settings
+        self.device = choose_device(settings.device)
+        self.model = learner.model.to(self.device)
+        self.precision = choose_precision(settings.precision, self.device, self.model)
+        self.phases = strategy.phases(self.model, learner.new_parameters)
+        shares = tuple(phase.share for phase in self.phases)
+        self.plan = Plan(len(learner.train), settings.accumulation, settings.num_epochs, shares)
+        self.arithmetic = Arithmetic(self.device, self.precision, settings.max_grad_norm)
+        self.rates, self.position, self.best = Rates(settings.lr), Position(), Best(learner.metrics.higher_is_better)
+        self.buffer = EventBuffer(eager=self.device.type == "cpu")
+        self.optimizer: torch.optim.AdamW | None = None
+        self.in_hand: StepInHand | None = None
+        self.evaluation: EvaluationInHand | None = None
+        self.reason: str | None = None  # why it finished
+        self.stopping = self.evaluation_asked = False
+        self._stream: Iterator[Batch] | None = None
+        self._watch = GeneratorWatch()
+        self._required_grad = {p: p.requires_grad for p in self.model.parameters()}
+        self._began: float | None = None
+
+    def work(self) -> None:
+        """Do one piece of work. An exception leaves the last completed step in place."""
+        if self._began is None:
+            self._start()
+        try:
+            if self.in_hand is None and self.evaluation is None and self._evaluation_due():
+                self.model.eval()
+                self.learner.metrics.to(self.device)
+                self.learner.metrics.reset()
+                self.evaluation = EvaluationInHand(self.learner.valid.epoch(0))
+            if self.evaluation is not None:
+                self._evaluate(self.evaluation)
+            elif self.in_hand is None and self._over():
+                self._finish()
+            else:
+                self._train()
+        except BaseException:
+            self.forget()
+            raise
+        self._watch.mark()
+
+    def _train(self) -> None:
+        """One micro-batch; after the last one of a step, the update."""
+        begin = time.perf_counter()
+        self.in_hand = work = self.in_hand or self._next_step()
+        seed_generators(self.device, self.settings.seed, self.position.step, work.done)
+        with self.arithmetic.autocast():
+            loss, _ = self.learner.loss(self.model, to_device(work.batches[work.done], self.device))
+        share = work.weights[work.done] / max(1, sum(work.weights))
+        self.arithmetic.backward(loss, share)
+        work.loss = work.loss + loss.detach() * share
+        work.done += 1
+        norm = self._update() if work.complete else None
+        work.seconds += time.perf_counter() - begin
+        if norm is not None:
+            self._complete(work, norm)
+
+    def _update(self) -> Tensor:
+        """Set the rates and let the optimizer step; returns the gradients' norm before clipping."""
+        assert self.optimizer is not None
+        s = self.settings
+        factor = lr_factor(self.plan.progress(self.position.step), warmup=s.warmup, schedule=s.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates.peak(group["name"], group["multiplier"]) * factor
+        return self.arithmetic.update(self.optimizer)
+
+    def _next_step(self) -> StepInHand:
+        """Fetch the micro-batches of the next step; enter the phase it belongs to."""
+        p, s = self.position, self.settings
+        if (phase := self.plan.phase_at(p.step)) != p.phase:
+            self._enter(phase)
+        if not self.model.training:  # after an evaluation, or when somebody predicted in between
+            set_modes(self.model, self.phases[p.phase])
+        if self._watch.disturbed():
+            self.warn("rng_disturbed", "another cell drew random numbers while training; a repetition may differ.")
+        self._stream = self._stream or self.learner.train.epoch(p.epoch, start=p.batch)
+        draw = partial(seed_generators, self.device, s.seed, p.step, -1)  # for random augmentation
+        batches = micro_batches(self._stream, s.accumulation, draw)
+        if not batches:
+            raise TrainingError(f"the training data ended after {p.batch} of {self.plan.num_batches} batches.")
+        return StepInHand(batches, [self.learner.weight(batch) for batch in batches], moving_buffers(self.model))
+
+    def _complete(self, work: StepInHand, norm: Tensor) -> None:
+        """The step is done: move on and note it."""
+        assert self.optimizer is not None
+        assert isinstance(work.loss, Tensor)
+        p = self.position
+        p.step, p.batch, self.in_hand = p.step + 1, p.batch + len(work.batches), None
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        fields = {"step": p.step, "time": self.clock(), "epoch": p.epoch + p.batch / self.plan.num_batches, "lr": lr}
+        self.buffer.add_step(fields, work.loss, norm, sum(map(batch_size, work.batches)), work.seconds)
+        if p.batch >= self.plan.num_batches:
+            p.epoch, p.batch, self._stream = p.epoch + 1, 0, None
+
+    def _evaluate(self, evaluation: EvaluationInHand) -> None:
+        """One batch of an evaluation; after the last one, its result."""
+        begin = time.perf_counter()
+        batch = next(evaluation.stream, None)
+        if batch is None:
+            self._conclude(evaluation)
+            return
+        batch, weight = to_device(batch, self.device), self.learner.weight(batch)
+        with torch.no_grad(), self.arithmetic.autocast():
+            loss, outputs = self.learner.loss(self.model, batch)
+            self.learner.metrics.update(outputs, batch)
+        evaluation.loss = evaluation.loss + loss.float() * weight
+        evaluation.weight += weight
+        evaluation.seconds += time.perf_counter() - begin
+
+    def _conclude(self, evaluation: EvaluationInHand) -> None:
+        """An evaluation is complete: note it, and keep the weights if it is the best so far."""
+        p, metrics = self.position, self.learner.metrics.compute()
+        best = self.best.offer(metrics[self.learner.metrics.main], p.step)
+        if best:
+            trained = {parameter for phase in self.phases for parameter in phase.trainable}
+            self.best.keep(self.model, {name for name, q in self.model.named_parameters() if q in trained})
+        self.evaluation, self.evaluation_asked, p.evaluated_at = None, False, p.step
+        loss, epoch = float(evaluation.loss) / max(1, evaluation.weight), p.epoch + p.batch / self.plan.num_batches
+        self.add(Evaluated, epoch=epoch, loss=loss, metrics=metrics, seconds=evaluation.seconds, best=best)
+
+    def _start(self) -> None:
+        """The first event; a training that goes on from a state has already said it."""
+        self._began = time.perf_counter()
+        first, metrics, plan = self.phases[0], self.learner.metrics, self.plan
+        self.add(
+            Started,
+            num_steps=plan.num_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+            num_epochs=plan.num_epochs,
+            num_examples=self.learner.train.num_examples,
+            num_parameters=sum(p.numel() for p in self.model.parameters()),
+            num_trainable=sum(p.numel() for p in first.trainable),
+            device=str(self.device),
+            precision=self.precision,
+            metric=metrics.main,
+            higher_is_better=metrics.higher_is_better,
+            groups=tuple(group.name for group in first.groups),
+        )
+
+    def _enter(self, index: int) -> torch.optim.AdamW:
+        """Begin a phase: what trains, and a new optimizer (moments of parameters that go on training are kept)."""
+        phase, old = self.phases[index], self.optimizer
+        set_trainable(phase)
+        set_modes(self.model, phase)
+        self.optimizer = build_optimizer(phase, self.settings.weight_decay, self.device)
+        if old is not None:
+            mine = {p for group in self.optimizer.param_groups for p in group["params"]}
+            self.optimizer.state.update({p: state for p, state in old.state.items() if p in mine})
+        previous = self.phases[self.position.phase].name if self.position.phase >= 0 else None
+        self.position.phase = index
+        if len(self.phases) > 1:
+            self.add(Changed, what="phase", old=previous, new=phase.name, by="strategy")
+        return self.optimizer
+
+    def _evaluation_due(self) -> bool:
+        p, every = self.position, self.settings.eval_every
+        if self.evaluation_asked or p.step == p.evaluated_at:
+            return self.evaluation_asked
+        periodic = p.step % every == 0 if every else p.batch == 0
+        return periodic or p.step == self.plan.num_steps or self.stopping
+
+    def _over(self) -> bool:
+        patience = self.settings.patience
+        tired = patience is not None and self.best.misses >= patience
+        return self.stopping or tired or self.position.step >= self.plan.num_steps
+
+    def _finish(self) -> None:
+        """The end: flags as they were, the model ready to predict, the last event."""
+        for parameter, flag in self._required_grad.items():
+            parameter.requires_grad_(flag)
+        self.model.eval()
+        complete = self.position.step >= self.plan.num_steps
+        self.reason = "done" if complete else "stopped" if self.stopping else "early_stopping"
+        self.add(Finished, reason=self.reason, best_step=self.best.step, best_value=self.best.value)
+
+    def forget(self) -> None:
+        """Throw a half-done piece of work away; the last completed step stays."""
+        if self.in_hand is not None:
+            self.in_hand.forget(self.model)
+        self.in_hand = self.evaluation = self._stream = None
+        self.model.zero_grad(set_to_none=True)
+
+    def add(self, kind: type[Event], **fields: Any) -> None:
+        """Note an event that happens now."""
+        self.buffer.waiting.append(kind(step=self.position.step, time=self.clock(), **fields))
+
+    def warn(self, code: str, message: str) -> None:
+        """Note a warning."""
+        self.add(Warned, code=code, message=message)
+
+    def clock(self) -> float:
+        """Seconds since the start, pauses included; goes on where a loaded state left off."""
+        return time.perf_counter() - self._began if self._began is not None else 0.0

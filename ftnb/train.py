@@ -1,0 +1,193 @@
+# Exported from nbs/19_train.py: edit the lesson, then run `make export`.
+"""A training is an iterator of events that can be stepped, steered, stopped, interrupted, and go on."""
+
+import copy
+import math
+import queue
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+from ftnb.events import Changed, Command, Evaluate, Event, SetLr, Stepped, Stop, Warned
+from ftnb.live import held_interrupts
+from ftnb.loop import Loop, Position
+from ftnb.plan import Best, Rates, Settings, TrainingError
+from ftnb.step import Everything, Learner, Strategy
+
+__all__ = [
+    "Training",
+]
+
+
+class Training(Loop):
+    """Train a learner; iterate over it to get its events.
+
+    Args:
+        learner: model, data, loss and metrics.
+        strategy: which layer groups train, when, at which rates; None trains everything.
+        settings: the numbers; keyword arguments change single ones, as in `Training(learner, lr=1e-4)`.
+
+    Raises:
+        TrainingError: if the settings or the plan are impossible.
+        ftnb.devices.DeviceError: if the device or precision is not available.
+    """
+
+    max_bad_steps = 20  # updates in a row without finite gradients after which the training gives up
+
+    def __init__(
+        self, learner: Learner, strategy: Strategy | None = None, settings: Settings | None = None, **changes: Any
+    ) -> None:
+        super().__init__(learner, strategy or Everything(), replace(settings or Settings(), **changes))
+        self.log: list[Event] = []  # everything that happened
+        self.outbox: deque[Event] = deque()  # what the iteration has not handed out yet
+        self._requests: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._bad_steps = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last event has been made."""
+        return self.reason is not None
+
+    def request(self, command: Command) -> None:
+        """Ask for something, from any thread; it takes effect before the next micro-batch or evaluation batch.
+
+        Raises:
+            TrainingError: if a layer group is named that never trains here.
+        """
+        if isinstance(command, SetLr) and command.group is not None and command.group not in self._multipliers():
+            raise TrainingError(f"no layer group {command.group!r} trains; there are {', '.join(self._multipliers())}.")
+        self._requests.put(command)
+
+    def work(self) -> None:
+        """Obey what was asked, do one piece of work, and pass on what happened."""
+        if self._began is None:
+            self._start()
+        self._obey()
+        try:
+            super().work()
+        finally:
+            self._tell()
+
+    def advance(self) -> list[Event]:
+        """Do one piece of work (a micro-batch or an evaluation batch) and return the events that are ready."""
+        if not self.outbox and not self.finished:
+            self.work()
+        events = list(self.outbox)
+        self.outbox.clear()
+        return events
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        with held_interrupts() as pressed:
+            while not self.outbox and not (pressed() and self.in_hand is None):
+                if self.finished:
+                    raise StopIteration
+                self.work()
+        if pressed():
+            raise KeyboardInterrupt
+        return self.outbox.popleft()
+
+    def step(self) -> Stepped | None:
+        """Run to the end of the next optimizer step and return its event; None when the training is over.
+
+        Other events on the way (an evaluation, a new phase) are in `log`, as all events are.
+        """
+        before = self.position.step
+        with held_interrupts() as pressed:
+            while self.position.step == before and not self.finished and not (pressed() and self.in_hand is None):
+                self.work()
+            self._tell(force=True)
+        if pressed():
+            raise KeyboardInterrupt
+        self.outbox.clear()
+        return next((e for e in reversed(self.log) if isinstance(e, Stepped)), None) if not self.finished else None
+
+    def _obey(self) -> None:
+        """Carry out what was asked since the last piece of work, and say so."""
+        while not self._requests.empty():
+            command = self._requests.get_nowait()
+            if isinstance(command, SetLr):
+                old = self.rates.set(command.lr, command.group, self._multipliers())
+                self.add(Changed, what="lr", old=old, new=command.lr, group=command.group)
+                continue
+            self.add(Changed, what=type(command).__name__.lower())
+            if isinstance(command, Evaluate):
+                self.evaluation_asked = True
+            elif isinstance(command, Stop):
+                if self.stopping:  # asked twice: without the last evaluation
+                    self.evaluation, self.position.evaluated_at = None, self.position.step
+                self.stopping = True
+
+    def _multipliers(self) -> dict[str, float]:
+        """The multiplier of every group that trains in some phase; where phases differ, the current phase's."""
+        current = self.phases[max(0, self.position.phase)]
+        groups = [g for phase in (*reversed(self.phases), current) for g in phase.groups if g.multiplier > 0]
+        return {group.name: group.multiplier for group in groups}
+
+    def _tell(self, force: bool = False) -> None:
+        """Pass on the events whose numbers have arrived, and watch them for numbers that are none."""
+        at_rest = self.finished or (self.evaluation is None and self.position.evaluated_at == self.position.step)
+        for event in self.buffer.ready(force or at_rest):
+            self._pass_on(event)
+            if isinstance(event, Stepped):
+                self._bad_steps = 0 if math.isfinite(event.grad_norm) else self._bad_steps + 1
+                if self._bad_steps == 1 and not self.arithmetic.scaler.is_enabled():  # fp16 overflows are normal
+                    message = f"step {event.step}: loss or gradients are not finite; this update was skipped."
+                    self._pass_on(Warned(step=event.step, time=event.time, code="non_finite", message=message))
+        if self._bad_steps >= self.max_bad_steps:
+            self._bad_steps = 0
+            raise TrainingError(
+                f"{self.max_bad_steps} steps in a row had no finite gradients; the weights are those of the last good "
+                "step. Lower the learning rate, or look for examples that make the loss infinite."
+            )
+
+    def _pass_on(self, event: Event) -> None:
+        self.log.append(event)
+        self.outbox.append(event)
+
+    def load_best(self) -> None:
+        """Put the best weights seen so far into the model.
+
+        Raises:
+            TrainingError: if nothing was evaluated yet.
+        """
+        if self.best.value is None:
+            raise TrainingError("there is no best model yet: no evaluation has finished.")
+        self.best.restore(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on elsewhere from the last completed step, as tensors and plain data."""
+        return {
+            "settings": asdict(self.settings),
+            "position": asdict(self.position),
+            "rates": asdict(self.rates),
+            "best": asdict(self.best),
+            "model": {name: t.detach().clone() for name, t in self.model.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()) if self.optimizer is not None else None,
+            "scaler": self.arithmetic.scaler.state_dict(),
+            "time": self.clock(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; the learner and the strategy must be the ones it was taken from.
+
+        Raises:
+            TrainingError: if the settings differ in a way that changes the run.
+        """
+        mine, theirs, free = asdict(self.settings), state["settings"], ("device", "eval_every", "patience", "lr")
+        if differs := [name for name in mine if mine[name] != theirs.get(name) and name not in free]:
+            raise TrainingError(f"the state comes from a training with other settings: {', '.join(differs)}.")
+        self.forget()
+        self.model.load_state_dict(state["model"])
+        self.optimizer, self.position = None, Position()
+        if state["optimizer"] is not None:
+            self._enter(state["position"]["phase"]).load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.position = Position(**state["position"])
+        self.rates, self.best = Rates(**copy.deepcopy(state["rates"])), Best(**copy.deepcopy(state["best"]))
+        self.arithmetic.scaler.load_state_dict(state["scaler"])
+        self.buffer.waiting.clear()
+        self._began = time.perf_counter() - state["time"]
