@@ -21,6 +21,7 @@ __all__ = [
     "BUILTIN_MODELS",
     "TOKENIZER_FILES",
     "find_model",
+    "quiet_transformers",
     "load_pretrained",
 ]
 
@@ -144,21 +145,28 @@ def _check_tokenizer(tokenizer: Any, model: PreTrainedModel) -> list[str]:
 
 
 @contextmanager
-def _loading(name: str, source: str, seed: int) -> Iterator[None]:
+def quiet_transformers(progress: bool = False) -> Iterator[None]:
+    """Keep transformers from logging anything below an error, and from drawing bars unless `progress` is set."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # the report on new parameters comes back as data instead
-    if source != "hub":
+    transformers_logging.set_verbosity_error()
+    if not progress:
         transformers_logging.disable_progress_bar()
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            yield
-    except Exception as error:
-        raise ModelError(f"cannot load {name!r}: {_advice(error, source)}") from error
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _loading(name: str, source: str, seed: int) -> Iterator[None]:
+    try:
+        with quiet_transformers(progress=source == "hub"), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    except Exception as error:
+        raise ModelError(f"cannot load {name!r}: {_advice(error, source)}") from error
 
 
 def _advice(error: Exception, source: str) -> str:

@@ -67,7 +67,8 @@ class Metrics:
 
     def compute(self) -> dict[str, float]:
         """The metrics over everything counted since the last reset, as Python numbers."""
-        return {name: float(value) for name, value in self.collection.compute().items()}
+        # rounded to what float32 holds, so that 0.54 is not reported as 0.5400000214576721
+        return {name: round(float(value), 6) for name, value in self.collection.compute().items()}
 
     def to(self, device: torch.device | str) -> "Metrics":
         """Move the counters to a device; returns itself."""

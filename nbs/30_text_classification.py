@@ -1,0 +1,347 @@
+# %% [markdown]
+# # Text classification
+#
+# > One object from your table to a saved model: data, model, loss, metrics, and what to look at in between.
+#
+# At the end you can bring your own texts and labels into a training, look at what the model really sees, read its errors, and save a folder that `transformers.pipeline` loads. Runs in about 30 s on a CPU.
+
+# %%
+#| default_exp tasks.text_classification
+
+# %%
+#| export
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from ftnb.checks import check_text_labels, label_order
+from ftnb.data import Batches, Splits, load_splits
+from ftnb.devices import to_device
+from ftnb.metrics import Metrics, classification_metrics
+from ftnb.pretrained import ModelError, load_pretrained, quiet_transformers
+from ftnb.step import Batch, Learner
+from ftnb.tables import DataError
+from ftnb.tasks.display import TextTable
+
+# %%
+import tempfile
+
+import matplotlib.pyplot as plt
+
+# %% [markdown]
+# ## From texts to token ids
+#
+# A tokenizer cuts a text into tokens of its fixed vocabulary. Two things happen there without any error message: a text longer than the model's limit is cut, and what the vocabulary does not know becomes one token, `[UNK]`. Both are counted and reported before training.
+
+# %%
+#| export
+def length_limit(model: PreTrainedModel, tokenizer: Any, max_length: int | None = None) -> int:
+    """How many tokens a text may have: `max_length`, or what model and tokenizer allow.
+
+    Raises:
+        ModelError: if `max_length` is below 4 or above what the model has positions for.
+    """
+    limits = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
+    limit = min((n for n in limits if isinstance(n, int) and 0 < n < 10**6), default=512)
+    if max_length is not None and not 4 <= max_length <= limit:
+        raise ModelError(f"max_length must lie between 4 and {limit} tokens, the model's limit; got {max_length}.")
+    return max_length or limit
+
+
+def encode(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[dict[str, list[list[int]]], int, float]:
+    """Cut texts into tokens.
+
+    Args:
+        texts: the texts.
+        tokenizer: a transformers tokenizer.
+        max_length: a longer text is cut to so many tokens.
+
+    Returns:
+        The model's inputs (lists of whole numbers per text, not padded), the number of texts that were cut, and the
+        share of tokens that the vocabulary does not know.
+    """
+    inputs = tokenizer(list(texts), padding=False, truncation=False, verbose=False)
+    num_cut = sum(len(ids) > max_length for ids in inputs["input_ids"])
+    if num_cut:
+        inputs = tokenizer(list(texts), padding=False, truncation=True, max_length=max_length)
+    ids = [token for text in inputs["input_ids"] for token in text]
+    unknown = ids.count(tokenizer.unk_token_id) / len(ids) if tokenizer.unk_token_id is not None else 0.0
+    return dict(inputs), num_cut, unknown
+
+# %% [markdown]
+# ## Loss and predictions
+#
+# For an example with logits $z$ and class $y$ the loss is the cross-entropy
+#
+# $$\ell(z, y) = -\log \frac{e^{z_y}}{\sum_c e^{z_c}} ,$$
+#
+# averaged over the batch. It is computed in float32 whatever precision the model ran in: a sum of exponentials is where half precision loses most.
+
+# %%
+#| export
+def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+    """The mean cross-entropy of a batch, and the model's outputs.
+
+    Args:
+        model: returns an object with `logits` of shape (batch, classes).
+        batch: the model's inputs, and "labels" of shape (batch,).
+    """
+    outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
+    return nn.functional.cross_entropy(outputs.logits.float(), batch["labels"]), outputs
+
+# %% [markdown]
+# A model that predicts must not use dropout, and looking at predictions in the middle of a training must not change its mode.
+
+# %%
+#| export
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def predict_probabilities(model: nn.Module, batches: Batches, device: torch.device) -> Tensor:
+    """Class probabilities, shape (examples, classes), in the order of the examples, on the CPU.
+
+    Args:
+        model: as for `cross_entropy`.
+        batches: without labels, in a fixed order.
+        device: where the model is.
+    """
+    with evaluating(model):
+        logits = [model(**to_device(batch, device)).logits.float().cpu() for batch in batches.epoch()]
+    order = torch.tensor([i for batch in batches.order() for i in batch])
+    return torch.cat(logits)[order.argsort()].softmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most likely class of a text, its probability, and the probabilities of all classes."""
+
+    label: str
+    score: float
+    scores: Mapping[str, float]
+
+# %% [markdown]
+# ## The task
+#
+# A task holds everything a training needs to know about text classification, and nothing about training. `prepare` does all the loading and all the checks, so that a fault in the data shows before the first step and not after an hour.
+
+# %%
+#| export
+@dataclass
+class TextClassification:
+    """Texts, each with one of two or more labels, and a model with a head for them.
+
+    Args:
+        model: a transformers model for sequence classification.
+        tokenizer: the tokenizer that belongs to it.
+        splits: the rows.
+        labels: the classes, in the order of the model's outputs.
+        max_length: longer texts are cut to so many tokens.
+        new_parameters: names of parameters that start from random numbers.
+        warnings: what checks and loading found.
+        encoded: per split, the model's inputs and label ids, not padded.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    splits: Splits
+    labels: list[str]
+    max_length: int
+    new_parameters: frozenset[str] = frozenset()
+    warnings: list[str] = field(default_factory=list)
+    encoded: dict[str, Dataset] = field(default_factory=dict)
+
+    name: ClassVar[str] = "text-classification"
+
+    @classmethod
+    def prepare(
+        cls,
+        data: Any,
+        model: str,
+        *,
+        columns: Mapping[str, str | int] | None = None,
+        max_length: int | None = None,
+        seed: int = 0,
+        scratch: bool = False,
+        valid_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+    ) -> "TextClassification":
+        """Load data and model and check both; whatever is wrong is raised here, before any training.
+
+        Args:
+            data: whatever `ftnb.data.load_splits` takes: a file, a folder, a table, a Hub id, "builtin:reviews".
+            model: whatever `ftnb.pretrained.load_pretrained` takes.
+            columns: role ("text", "label") → column name, or position in a file without a header line.
+            max_length: cut longer texts to so many tokens; None is the model's limit.
+            seed: of the new parameters and of the cut into splits.
+            scratch: random weights in place of the pretrained ones.
+            valid_fraction: share of the training rows to validate on where there is no validation split.
+            test_fraction: the same for the test; 0 means no test.
+
+        Raises:
+            DataError: if the data cannot be read or cannot be right.
+            ModelError: if the model cannot be loaded or does not fit.
+        """
+        splits = load_splits(
+            data, columns=columns, valid_fraction=valid_fraction, test_fraction=test_fraction, seed=seed
+        )
+        problems = [problem.message for problem in check_text_labels(splits)]
+        pretrained = load_pretrained(model, cls.name, label_order(splits), scratch=scratch, seed=seed)
+        limit = length_limit(pretrained.model, pretrained.processor, max_length)
+        pretrained.processor.model_max_length = limit  # saved with the tokenizer, so a pipeline cuts where we do
+        names = {int(i): name for i, name in (pretrained.model.config.id2label or {}).items()}
+        task = cls(
+            model=pretrained.model,
+            tokenizer=pretrained.processor,
+            splits=splits,
+            labels=[names[i] for i in range(len(names))],
+            max_length=limit,
+            new_parameters=pretrained.new_parameters,
+            warnings=[*splits.notices, *problems, *pretrained.notices],
+        )
+        task._encode()
+        return task
+
+    def _encode(self) -> None:
+        ids = {label: i for i, label in enumerate(self.labels)}
+        for name, split in self.splits.items():
+            inputs, num_cut, unknown = encode(split["text"], self.tokenizer, self.max_length)
+            if num_cut:
+                self.warnings.append(f"{name}: {num_cut} of {len(split)} texts were cut to {self.max_length} tokens.")
+            if unknown > 0.05:
+                what = f"{unknown:.0%} of the tokens are not in the model's vocabulary; does it fit this language?"
+                self.warnings.append(f"{name}: {what}")
+            self.encoded[name] = Dataset.from_dict({**inputs, "label": [ids[label] for label in split["label"]]})
+
+    def learner(self, batch_size: int = 16, seed: int = 0, num_workers: int = 0) -> Learner:
+        """Model, data, loss and metrics for a training.
+
+        Args:
+            batch_size: texts per batch; texts of similar length share a batch.
+            seed: of the order of the texts.
+            num_workers: processes that make batches; 0 means this one.
+        """
+        return Learner(
+            model=self.model,
+            train=self.batches("train", batch_size, shuffle=True, seed=seed, num_workers=num_workers),
+            valid=self.batches("valid", 2 * batch_size, num_workers=num_workers),
+            loss=cross_entropy,
+            metrics=self.metrics(),
+            new_parameters=self.new_parameters,
+        )
+
+    def batches(self, split: str | Dataset, batch_size: int, **kinds: Any) -> Batches:
+        """A split (or examples already encoded) in batches; `kinds` are those of `ftnb.data.Batches`.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        encoded = self._split(split) if isinstance(split, str) else split
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        return Batches(encoded, self.collate, batch_size, lengths=lengths, **kinds)
+
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """Pad examples to the longest of them; on a GPU to a multiple of 8, which its matrix units work in."""
+        multiple = 8 if torch.cuda.is_available() else None
+        return dict(DataCollatorWithPadding(self.tokenizer, pad_to_multiple_of=multiple)(examples))
+
+    def metrics(self) -> Metrics:
+        """Accuracy and macro F1 over this task's classes."""
+        return classification_metrics(len(self.labels))
+
+    def predict(self, texts: Sequence[str], batch_size: int = 32) -> list[Prediction]:
+        """Classify texts.
+
+        Args:
+            texts: a list of texts (for a single one, a list of one).
+            batch_size: texts per batch.
+
+        Raises:
+            DataError: if `texts` is a single string or holds something that is no text.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"predict takes a list of texts; got {type(texts).__name__} {texts!r:.60}.")
+        if len(texts) == 0:
+            return []
+        inputs, _, _ = encode(texts, self.tokenizer, self.max_length)
+        batches = self.batches(Dataset.from_dict(inputs), batch_size)
+        rows = predict_probabilities(self.model, batches, self.model.device).tolist()
+        scores = [dict(zip(self.labels, row, strict=True)) for row in rows]
+        best = [max(of_text, key=of_text.__getitem__) for of_text in scores]
+        return [Prediction(label, of_text[label], of_text) for label, of_text in zip(best, scores, strict=True)]
+
+    def evaluate(self, split: str = "test", batch_size: int = 32) -> dict[str, float]:
+        """Loss and metrics on a split, computed in float32.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        batches, metrics, total = self.batches(split, batch_size), self.metrics().to(self.model.device), 0.0
+        with evaluating(self.model):
+            for batch in batches.epoch():
+                on_device = to_device(batch, self.model.device)
+                loss, outputs = cross_entropy(self.model, on_device)
+                total += loss.item() * len(batch["labels"])
+                metrics.update(outputs, on_device)
+        return {"loss": total / batches.num_examples, **metrics.compute()}
+
+    def show_batch(self, n: int = 6) -> TextTable:
+        """The first texts of the first training batch as the model sees them, with what padding each one costs."""
+        batch = next(iter(self.learner().train.epoch()))
+        rows = []
+        columns = (batch[name][:n] for name in ("input_ids", "attention_mask", "labels"))
+        for ids, mask, label in zip(*columns, strict=True):
+            text = self.tokenizer.decode(ids[mask.bool()])
+            rows.append((text, self.labels[label], f"{int(mask.sum())} + {int((1 - mask).sum())}"))
+        return TextTable(("text as the model sees it", "label", "tokens + padding"), rows)
+
+    def show_errors(self, n: int = 6, split: str = "valid") -> TextTable:
+        """The texts of a split that the model gets wrong, the most confident ones first.
+
+        Raises:
+            DataError: if there is no such split.
+        """
+        self._split(split)
+        rows = dict(self.splits.items())[split]
+        predictions = self.predict(list(rows["text"]))
+        wrong = [
+            (prediction, row, text, label)
+            for prediction, row, text, label in zip(predictions, rows["row"], rows["text"], rows["label"], strict=True)
+            if prediction.label != label
+        ]
+        wrong.sort(key=lambda error: -error[0].score)
+        cells = [(str(row), text, label, p.label, f"{p.score:.2f}") for p, row, text, label in wrong[:n]]
+        caption = f"{len(wrong)} of {len(rows)} {split} texts are wrong; the most confident first."
+        return TextTable(("row", "text", "label", "predicted", "probability"), cells, caption)
+
+    def save(self, folder: str | Path) -> Path:
+        """Save model and tokenizer as a folder that `from_pretrained` and `transformers.pipeline` load.
+
+        Returns:
+            The folder.
+        """
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        return Path(folder)
+
+    def _split(self, name: str) -> Dataset:
+        if name not in self.encoded:
+            raise DataError(f"there is no split {name!r}; there are {', '.join(map(repr, self.encoded))}.")
+        return self.encoded[name]
