@@ -1,7 +1,7 @@
 """Open JupyterLab: on a learner's copy of the lessons (`make lab`), or on the sources (`make edit`).
 
 The copy lives in `lessons/`, which git ignores. A file there is written only if it is missing or still as it was
-copied; what a learner changed, or only ran, is never touched. To take a lesson's newer version, rename or delete the old.
+copied; what a learner changed, or only ran, is never touched. To take a lesson's newer version, rename yours.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 DIRECTIVE = re.compile(r"^#\|\s*(\w+)[ \t]*(.*?)\s*$")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 DIRECTIVES = ("default_exp", "export")
 
 
@@ -62,6 +63,11 @@ def read_cells(lesson: Path) -> list[Cell]:
                 raise ValueError(f"{lesson.name}: unknown directive '#| {name}'; there are {', '.join(DIRECTIVES)}.")
         cells.append(Cell(node.cell_type, node.source, tuple(node.metadata.get("tags", ())), directives, body))
     return cells
+
+
+def plain_text(text: str) -> str:
+    """A kernel's message without its colours."""
+    return ANSI.sub("", text)
 
 
 def code(lesson: Path) -> str:

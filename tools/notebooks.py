@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 
 from tools.derive import derive, notebook_path, render, write_derived
-from tools.lessons import ROOT, lessons
+from tools.lessons import ROOT, lessons, plain_text
 from tools.outputs import clean, notebook_findings
 from tools.stale import hashes, stale
 
@@ -59,7 +59,7 @@ def run(chosen: list[Path], root: Path = ROOT) -> list[str]:
         try:
             notebook = execute(lesson, root)
         except (CellExecutionError, CellTimeoutError) as error:
-            failures.append(f"{lesson.name} failed:\n{error}")
+            failures.append(f"{lesson.name} failed:\n{plain_text(str(error))}")
             print(f"{lesson.name}: failed after {time.perf_counter() - start:.1f} s", flush=True)
             continue
         seconds = time.perf_counter() - start

@@ -18,7 +18,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 
 from tools.derive import derive
-from tools.lessons import ROOT
+from tools.lessons import ROOT, plain_text
 from tools.notebooks import kernel_environment
 
 LESSON = "00_quickstart.py"
@@ -94,7 +94,9 @@ def run(lesson: Path, folder: Path = ROOT) -> str:
                     for index in indices:
                         client.execute_cell(notebook.cells[index], index)
     except CellExecutionError as error:
-        raise SystemExit(f"The quickstart failed in {heading!r}: {error.ename}: {error.evalue}\n\n{error}") from None
+        raise SystemExit(
+            f"The quickstart failed in {heading!r}: {error.ename}: {error.evalue}\n\n{plain_text(str(error))}"
+        ) from None
     except CellTimeoutError:
         raise SystemExit(f"The quickstart took longer than {CELL_TIMEOUT} s in one cell of {heading!r}.") from None
     line = result_line(notebook)

@@ -10,9 +10,11 @@
 """
 
 import argparse
+import functools
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,8 @@ def direct_requirements(project: dict[str, Any]) -> dict[str, Requirement]:
     return {canonicalize_name(r.name): r for r in requirements if canonicalize_name(r.name) != own}
 
 
-def needed(names: list[str]) -> set[str]:
+@functools.cache
+def needed(names: frozenset[str]) -> frozenset[str]:
     """Canonical names of the installed packages that `names` need on this machine, themselves included."""
     found: set[str] = set()
     queue = [(canonicalize_name(name), frozenset[str]()) for name in names]
@@ -70,7 +73,13 @@ def needed(names: list[str]) -> set[str]:
             if step not in visited:
                 visited.add(step)
                 queue.append(step)
-    return found
+    return frozenset(found)
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Which installed packages provide a top-level module."""
+    return metadata.packages_distributions()
 
 
 def read_constraints(root: Path = ROOT) -> tuple[dict[str, Version], list[str]]:
@@ -110,7 +119,7 @@ def _constraint_findings(root: Path, project: dict[str, Any]) -> list[str]:
             findings.append(f"constraints.txt has no version for {name}, which pyproject.toml requires.")
         elif not requirement.specifier.contains(pins[name], prereleases=True):
             findings.append(f"constraints.txt pins {name}=={pins[name]}; pyproject.toml wants {requirement.specifier}.")
-    required = needed([*direct])
+    required = needed(frozenset(direct))
     indirect = sorted(required - set(pins) - set(direct))
     findings += [f"constraints.txt has no version for {name}, which a dependency needs." for name in indirect]
     return findings
@@ -156,7 +165,7 @@ def _floor_findings(project: dict[str, Any]) -> list[str]:
 def _import_findings(root: Path, project: dict[str, Any]) -> list[str]:
     """Packages that the code of `ftnb/` or of a lesson imports and `dependencies` does not declare."""
     declared = {canonicalize_name(Requirement(text).name) for text in project["project"]["dependencies"]}
-    homes = metadata.packages_distributions()
+    homes = _distributions()
     texts = {name: path.read_text(encoding="utf-8") for name, path in module_files(root).items()}
     texts |= {lesson.name: code(lesson) for lesson in lessons(root)}
     findings = []
@@ -181,7 +190,7 @@ def check_requirements(root: Path = ROOT) -> list[str]:
 
 def freeze(root: Path = ROOT) -> str:
     """The text of `constraints.txt` for what is installed now."""
-    names = needed([*direct_requirements(read_project(root))])
+    names = needed(frozenset(direct_requirements(read_project(root))))
     versions = {name: metadata.version(name).partition("+")[0] for name in names}
     return HEADER + "".join(f"{name}=={versions[name]}\n" for name in sorted(versions))
 
