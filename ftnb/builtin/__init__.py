@@ -1,0 +1,1 @@
+"""Data that ftnb generates itself: no download, the same on every machine."""
