@@ -410,7 +410,8 @@ def training_settings(recipe: Recipe) -> dict[str, Any]:
         "lr", "num_epochs", "accumulation", "max_grad_norm", "weight_decay", "warmup", "schedule",
         "eval_every", "patience", "seed", "device", "precision",
     )  # fmt: skip
-    return {name: getattr(recipe, name) for name in names}
+    settings = {name: getattr(recipe, name) for name in names}
+    return {name: None if value == math.inf else value for name, value in settings.items()}  # inf: no clipping
 
 # %%
 task = prepare_task(recipe)

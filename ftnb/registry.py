@@ -1,0 +1,42 @@
+"""The runs of this process: how a cell that is run twice finds its run, and what happens when the process ends."""
+
+import atexit
+import time
+import weakref
+from typing import Any
+
+from ftnb.waiting import say_to_stderr
+
+
+class Registry:
+    """Runs by id; those alive are held, finished ones only as long as somebody else holds them."""
+
+    def __init__(self) -> None:
+        self.known: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self.live: dict[str, Any] = {}
+        self.current: dict[str, Any] = {}  # by key; "" is the one started last
+
+    def begin(self, run: Any) -> None:
+        """Enter a run that starts."""
+        self.known[run.id] = self.live[run.id] = self.current[""] = run
+        if run.key is not None:
+            self.current[run.key] = run
+
+    def end(self, run: Any) -> None:
+        """Note that a run has ended."""
+        self.live.pop(run.id, None)
+
+    def stop_all(self, timeout: float = 30.0) -> None:
+        """Stop every live run without a last evaluation and wait for its model: the process is about to end."""
+        live = list(self.live.values())
+        for run in live:
+            say_to_stderr(f"The process ends: stopping run {run.id} and keeping its model in {run.folder}")
+            run.stop(by="exit")
+            run.stop(by="exit")  # twice: without the evaluation
+        deadline = time.monotonic() + timeout
+        for run in live:
+            run.ended.wait(max(0.0, deadline - time.monotonic()))
+
+
+RUNS = Registry()
+atexit.register(RUNS.stop_all)

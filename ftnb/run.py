@@ -1,0 +1,336 @@
+# Exported from nbs/52_run.py: edit the lesson, then run `make export`.
+"""One run of a recipe, seen and steered while the notebook stays free, and kept in a folder."""
+
+import contextlib
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ftnb.background import ENDED, BackgroundTraining, Record, RunError, work
+from ftnb.charts import History, history_text, plot_history
+from ftnb.events import Event, Finished, read_journal
+from ftnb.recipe import Recipe, prepare_task, training_settings, without_memory
+from ftnb.registry import RUNS
+from ftnb.runfolder import JOURNAL, MODEL_FOLDERS, RECIPE, claim, model_folder, new_id, refuse_taken, runs_root
+from ftnb.saved import load_task
+from ftnb.strategies import strategy_from
+from ftnb.train import Training
+from ftnb.waiting import Bar, quiet_bars, wait_for
+from ftnb.widgets.figure import Picture
+
+__all__ = [
+    "build",
+    "Run",
+    "prepare",
+    "work_on",
+    "verdict",
+    "runs",
+    "get_run",
+    "current_run",
+    "open_run",
+    "task_of",
+    "finetune",
+]
+
+
+def build(recipe: Recipe, folder: Path, record: Record) -> tuple[Any, BackgroundTraining]:
+    """Load and check what a recipe names, and make its training and its folder.
+
+    Returns:
+        The task object, and the training, ready to start.
+
+    Raises:
+        ValueError: if data, model, strategy or device cannot be used.
+        FileExistsError: if the folder holds a run already.
+    """
+    refuse_taken(folder)
+    task = prepare_task(recipe)
+    learner = task.learner(batch_size=recipe.batch_size, seed=recipe.seed)
+    training = Training(learner, strategy_from(recipe.strategy), **training_settings(recipe))
+    named = without_memory(recipe)
+    claim(folder, named.to_toml())
+    for warning in task.warnings:
+        record.warn("data", warning)
+    if named is not recipe:
+        record.warn("data_in_memory", "the data was in memory: the folder alone cannot repeat this run.")
+    return task, BackgroundTraining(training, folder, task.save, record)
+
+
+class Run:
+    """One training of a recipe, in a thread of its own, with a folder that keeps what it was and what came out.
+
+    Args:
+        recipe: what to run; it is not changed.
+        folder: where to keep it; by default a new folder in `runs/`, or in the folder that `FTNB_RUNS` names.
+        key: a name under which `current_run(key)` finds it again, for a cell that is run twice.
+
+    Attributes:
+        id: a name that sorts by time.
+        task: the task object (data, model, predictions), once prepared.
+        record: journal, history and listeners.
+        ended: set when the thread has done its last work.
+    """
+
+    def __init__(self, recipe: Recipe, folder: str | os.PathLike[str] | None = None, *, key: str | None = None) -> None:
+        self.recipe, self.key, self.id = recipe, key, new_id()
+        self.folder = Path(folder).expanduser().absolute() if folder is not None else runs_root() / self.id
+        self.task: Any = None
+        self.record, self.ended = Record(), threading.Event()
+        self._state, self._error, self._traceback = "idle", "", ""  # as long as there is no background training
+        self._background: BackgroundTraining | None = None
+        self._early: list[Callable[[BackgroundTraining], None]] = []  # commands given while preparing
+        self._lock = threading.RLock()
+
+    @property
+    def state(self) -> str:
+        """One of idle, preparing, running, paused, stopping, done, stopped, failed."""
+        return self._background.state if self._background is not None else self._state
+
+    @property
+    def error(self) -> str:
+        """What went wrong, in words; empty if nothing did."""
+        return self._background.error if self._background is not None else self._error
+
+    @property
+    def traceback(self) -> str:
+        """Where it went wrong, as text."""
+        return self._background.traceback if self._background is not None else self._traceback
+
+    def start(self, *, prepare_in_thread: bool = False) -> "Run":
+        """Load data and model, then train in a thread; returns as soon as the thread runs.
+
+        Args:
+            prepare_in_thread: load in the thread, too; an error then ends in the state "failed".
+
+        Raises:
+            RunError: if the run was started before.
+            ValueError: if the recipe's data, model, strategy or device cannot be used.
+            FileExistsError: if the folder holds another run.
+        """
+        with self._lock:
+            if self.state != "idle":
+                raise RunError(f"run {self.id} was started before; it is {self.state}. A new one: Run(run.recipe).")
+            self._state = "preparing"
+        try:
+            if not prepare_in_thread:
+                prepare(self)
+        except BaseException:
+            self._state = "idle"
+            raise
+        RUNS.begin(self)
+        threading.Thread(target=work_on, args=(self,), name=f"ftnb-{self.id}", daemon=True).start()
+        return self
+
+    def pause(self, *, by: str = "user") -> None:
+        """Hold after the micro-batch in hand, in the middle of an evaluation too."""
+        self._command("pause", by=by)
+
+    def resume(self, *, by: str = "user") -> None:
+        """Go on after a pause."""
+        self._command("resume", by=by)
+
+    def stop(self, *, by: str = "user") -> None:
+        """End after the step in hand and a last evaluation, and keep the model; asked twice, without the evaluation."""
+        self._command("stop", by=by)
+
+    def set_lr(self, lr: float, group: str | None = None, *, by: str = "user") -> None:
+        """Set the peak learning rate, of all layer groups or of one; the schedule's shape goes on.
+
+        Raises:
+            ValueError: if the rate is impossible or no such group trains.
+        """
+        self._command("set_lr", lr, group, by=by)
+
+    def evaluate(self, *, by: str = "user") -> None:
+        """Evaluate now, between two steps."""
+        self._command("evaluate", by=by)
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Wait for the end and return the state; after `timeout` seconds, return it anyway.
+
+        An interrupt (■, Ctrl-C) asks the run to stop and keep the model; a second one leaves it and is raised.
+
+        Raises:
+            RunError: if the run failed, or was never started.
+        """
+        return verdict(self, wait_for(self, timeout))
+
+    @property
+    def history(self) -> History:
+        """What a chart needs, growing while the run trains."""
+        return self.record.history
+
+    @property
+    def events(self) -> list[Event]:
+        """Everything that happened so far, from the journal."""
+        path = self.folder / JOURNAL
+        return read_journal(path) if path.exists() and path.stat().st_size else []
+
+    @property
+    def model(self) -> Any:
+        """The model: while it trains, as it is; afterwards with the best weights. None before it is loaded."""
+        return task_of(self).model if self.task is not None or self.state in ENDED else None
+
+    def predict(self, inputs: Any) -> Any:
+        """The task's predictions for some inputs, by the best model.
+
+        Raises:
+            RunError: before the end; the training alone may touch the model then.
+        """
+        if self.state not in ENDED:
+            raise RunError(f"run {self.id} is {self.state}; predict when it has ended. Call wait(), or stop().")
+        return task_of(self).predict(inputs)
+
+    def report(self) -> Picture:
+        """The chart as a static picture, with one line that says how it went."""
+        return plot_history(self.history)
+
+    def subscribe(self, listener: Callable[[Event], object]) -> Callable[[], None]:
+        """Call `listener` with every event, in the training's thread; returns what ends the subscription."""
+        return self.record.subscribe(listener)
+
+    @staticmethod
+    def open(folder: str | os.PathLike[str]) -> "Run":
+        """Read a run back from its folder: recipe, events, history, and the model for predictions.
+
+        Raises:
+            RunError: if the folder holds no run.
+        """
+        return open_run(Path(folder).expanduser().absolute())
+
+    def __repr__(self) -> str:
+        return f"Run {self.id}, {history_text(self.history, state=self.state)}, in {self.folder}"
+
+    def _command(self, name: str, *arguments: Any, by: str) -> None:
+        """Hand a command on, or keep it until there is a training; `stop` after the end is no mistake."""
+        with self._lock:
+            if self._background is not None:
+                getattr(self._background, name)(*arguments, by=by)
+            elif self._state == "preparing":
+                self._early.append(lambda background: getattr(background, name)(*arguments, by=by))
+            elif not (name == "stop" and self._state in ENDED):
+                raise RunError(f"cannot {name.replace('_', ' ')}: run {self.id} is {self._state}.")
+
+
+def prepare(run: Run) -> None:
+    """Build a run's training, and pass on the commands that came meanwhile."""
+    task, background = build(run.recipe, run.folder, run.record)
+    with run._lock:
+        background.state = "running"
+        for command in run._early:
+            try:
+                command(background)
+            except (ValueError, RunError) as error:  # a wrong command must not cost the run
+                run.record.warn("refused", str(error))
+        run.task, run._background = task, background
+
+
+def work_on(run: Run) -> None:
+    """The body of a run's thread."""
+    try:
+        if run._background is None:
+            with quiet_bars():
+                prepare(run)
+        assert run._background is not None
+        work(run._background)
+    except Exception as error:  # noqa: BLE001  # only preparing raises; a thread has nobody to raise to
+        run._error, run._traceback = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+        run._state = "failed"
+    finally:
+        RUNS.end(run)
+        run.ended.set()
+
+
+def verdict(run: Run, state: str) -> str:
+    """Return a state, or raise if it is the state of a failed run, or of one that never began."""
+    if state == "failed":
+        raise RunError(f"run {run.id} failed. {run.error}\nWhat it kept is in {run.folder}; run.traceback says where.")
+    if state == "idle":
+        raise RunError(f"run {run.id} was never started, so there is nothing to wait for. Call start() first.")
+    return state
+
+
+def runs() -> list[Run]:
+    """The runs of this process that somebody still holds, oldest first."""
+    return [run for _, run in sorted(RUNS.known.items())]
+
+
+def get_run(id: str) -> Run:
+    """The run with this id.
+
+    Raises:
+        RunError: if this process has none.
+    """
+    if id not in RUNS.known:
+        raise RunError(f"there is no run {id!r} here; there are {', '.join(sorted(RUNS.known)) or 'none'}.")
+    return RUNS.known[id]
+
+
+def current_run(key: str = "") -> Run | None:
+    """The run started last under this key (without one: the last of all), or None."""
+    return RUNS.current.get(key)
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run back from its folder; one that this process has already is returned as it is."""
+    for run in runs():
+        if run.folder == folder and run.state != "idle":
+            return run
+    if not (folder / RECIPE).exists() or not (folder / JOURNAL).exists():
+        raise RunError(f"{folder} holds no run; a run's folder has a {RECIPE} and an {JOURNAL}.")
+    run = Run(Recipe.load(folder), folder)
+    events = read_journal(folder / JOURNAL)
+    run.id, run.record.history = folder.name, History.from_events(events)
+    last = next((event for event in reversed(events) if isinstance(event, Finished)), None)
+    if last is None:
+        run._error = "the journal has no end: the process that trained was ended, or it is training still."
+    elif last.reason == "failed":
+        run._error = last.message
+    run._state = "failed" if run._error else "stopped" if last and last.reason == "stopped" else "done"
+    run.ended.set()
+    RUNS.known[run.id] = run
+    return run
+
+
+def task_of(run: Run) -> Any:
+    """A run's task object; for one read back, a task without data that holds the best model, or else the last."""
+    if run.task is None:
+        folders = (model_folder(run.folder / name) for name in MODEL_FOLDERS.values())
+        folder = next((folder for folder in folders if folder is not None), None)
+        if folder is None:
+            raise RunError(f"{run.folder} holds no model: the run ended before one was saved.")
+        run.task = load_task(folder)
+    return run.task
+
+
+def finetune(
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    *,
+    wait: bool = True,
+    folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Fine-tune: run a recipe (an object, a file, or the default one) with some settings changed.
+
+    Args:
+        recipe: what to run.
+        wait: return when it has ended, with a progress bar meanwhile; otherwise return at once.
+        folder: where to keep the run; by default a new folder below `runs/`.
+        progress: whether to show the bar.
+        **settings: settings of the recipe, as in `finetune(model="builtin:bert-reviews", lr=1e-4)`.
+
+    Raises:
+        ValueError: if the recipe, its data or its model cannot be used; before any training.
+        RunError: if the run failed.
+    """
+    base = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else Recipe.load(recipe)
+    run = Run(base.replace(**settings), folder).start()
+    if wait:
+        with contextlib.closing(Bar(run, show=progress)) as bar:
+            state = wait_for(run, tick=bar.tick, say=bar.say)
+        verdict(run, state)
+    return run

@@ -1,0 +1,118 @@
+"""A run's folder on disk: where it lies, what it is called, and how a model gets into it without ever being half there.
+
+`recipe.toml` holds what was asked for, `events.jsonl` what happened, `model/` the best model so far (it loads with
+`from_pretrained`), and `model-last/` the model as it was at the end.
+"""
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+RECIPE, JOURNAL, BEST, LAST = "recipe.toml", "events.jsonl", "model", "model-last"
+MODEL_FOLDERS = {"best": BEST, "last": LAST}
+
+
+def runs_root() -> Path:
+    """Where runs lie when nobody says otherwise: the folder `FTNB_RUNS` names, or `runs` in the working directory."""
+    return Path(os.environ.get("FTNB_RUNS") or "runs").expanduser().absolute()
+
+
+def new_id() -> str:
+    """A name for a new run that sorts by time: '20261123-165312-4f1a'."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise if a new run cannot have this folder.
+
+    Raises:
+        FileExistsError: if it holds a run already; its journal would be continued and its model replaced.
+        NotADirectoryError: if there is a file of that name.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; a run needs a folder. Choose another name.")
+    if (folder / JOURNAL).exists():
+        raise FileExistsError(f"{folder} holds a run already. Choose another folder, or read it with Run.open(folder).")
+
+
+def claim(folder: Path, recipe: str) -> None:
+    """Make the folder of a new run and put its recipe there; it may exist if it holds no run."""
+    refuse_taken(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
+
+
+def write_model(write: Callable[[Path], object], target: Path) -> None:
+    """Write a model folder so that at every moment, after a crash too, the old one or the new one is there in full.
+
+    It is written beside the target, put on the disk, and only then swapped in. A folder cannot be renamed over
+    another, so the swap is two renames; a crash between them leaves the new one under its waiting name, where
+    `model_folder` finds it.
+
+    Args:
+        write: fills the (existing, empty) folder it is given.
+        target: the folder to replace.
+    """
+    part, ready, old = (_beside(target, what) for what in ("part", "ready", "old"))
+    _swap(ready, target, old)  # one that was broken off earlier
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write(part)
+    _sync_tree(part)
+    _rename(part, ready)
+    _swap(ready, target, old)
+
+
+def model_folder(target: Path) -> Path | None:
+    """The folder that holds the model, None if none was written yet; looks also where a broken-off swap left it."""
+    return next((folder for folder in (target, _beside(target, "ready")) if folder.exists()), None)
+
+
+def _swap(ready: Path, target: Path, old: Path) -> None:
+    """Put a complete new folder in the place of the old one."""
+    if ready.exists():
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            _rename(target, old)
+        _rename(ready, target)
+        _sync(target.parent)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(target: Path, what: str) -> Path:
+    return target.with_name(f".{target.name}.{what}")
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename a folder; Windows refuses for a moment while a virus scanner or an indexer looks at it."""
+    for attempt in range(10):
+        try:
+            source.rename(target)
+            return
+        except PermissionError:
+            if attempt == 9:
+                raise
+            time.sleep(0.1)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Put all files of a folder, and the folder itself, safely on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "nt":  # there a folder cannot be opened, and a rename is written through
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

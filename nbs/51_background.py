@@ -1,0 +1,349 @@
+# %% [markdown]
+# # Training in the background
+#
+# > A training in a thread that can be paused, changed and stopped, and that loses neither its words nor its model.
+#
+# At the end you can steer a training while the notebook stays free, prove that a pause changes nothing, and say what is on the disk after a stop, an error or a power cut. Runs in about 20 s on a CPU.
+
+# %%
+#| default_exp background
+
+# %%
+#| export
+import contextlib
+import threading
+import time
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ftnb.charts import History
+from ftnb.events import (
+    Changed,
+    Command,
+    Evaluate,
+    Evaluated,
+    Event,
+    Finished,
+    Journal,
+    Saved,
+    SetLr,
+    Started,
+    Stop,
+    Warned,
+)
+from ftnb.runfolder import JOURNAL, MODEL_FOLDERS, write_model
+from ftnb.train import Training
+
+# %%
+import gc
+import tempfile
+import weakref
+
+import matplotlib.pyplot as plt
+import torch
+
+from ftnb.events import Stepped, read_journal
+from ftnb.runfolder import model_folder
+from ftnb.tasks.text_classification import TextClassification
+
+# %% [markdown]
+# ## Why a thread
+#
+# While a cell trains, the notebook is deaf: a click on a button waits until the cell is over. So a *run* trains in a thread of its own, and the cell that started it returns at once. The rule that keeps this safe is short: **the thread alone touches model and optimizer; everybody else asks.** A request is a small object in a queue, and the thread looks into the queue between two micro-batches.
+#
+# Three things are needed: a gate that holds the thread while the run is paused, a record of what happened, and a short list of states. Python's `threading.Event` is the gate: `wait()` returns while it is set, and blocks while it is not.
+
+# %%
+gate, laps = threading.Event(), []
+walker = threading.Thread(target=lambda: [gate.wait() and laps.append(lap) for lap in range(3)], daemon=True)
+walker.start()
+before = list(laps)
+gate.set()
+walker.join()
+before, laps
+
+# %%
+assert before == [] and laps == [0, 1, 2]
+
+# %% [markdown]
+# ## The record
+#
+# Whatever happens is written down before anybody is told: one line of JSON, handed to the system at once, so that a crash loses nothing that was said. A listener that fails is dropped with a warning; a broken chart must not cost a night of training.
+
+# %%
+#| export
+class RunError(RuntimeError):
+    """A run that cannot do what was asked of it now, or that failed."""
+
+# %%
+#| export
+class Record:
+    """What happened in a run: written to the journal, kept as a history for charts, told to whoever listens."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.step = 0
+        self.journal: Journal | None = None
+        self.lost = False  # whether the journal could not be written to its end
+        self._listeners: list[Callable[[Event], object]] = []
+        self._start = time.perf_counter()
+        self._early: list[Event] = []  # said before there was a journal
+
+    def open(self, path: Path) -> None:
+        """Begin the journal; from here on every event is written before it is told."""
+        self.journal, self._start = Journal(path), time.perf_counter()
+        for event in self._early:
+            self.journal.append(event)
+
+    def seconds(self) -> float:
+        """Time since the journal was opened."""
+        return time.perf_counter() - self._start
+
+    def add(self, event: Event) -> None:
+        """Write an event down, then tell it."""
+        self.step = max(self.step, event.step)
+        if isinstance(event, Started):
+            self._start = time.perf_counter() - event.time  # one clock for the training's events and ours
+        self._write(event)
+        self.history.add(event)
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception as error:  # noqa: BLE001  # whatever a listener does wrong, the training goes on
+                self._listeners.remove(listener)
+                self.warn("listener_failed", f"a listener failed and is no longer told: {error!r}.")
+
+    def _write(self, event: Event) -> None:
+        if self.journal is None:
+            self._early.append(event)
+        elif not self.lost:
+            try:
+                self.journal.append(event)
+            except OSError as error:  # a full disk: the training is worth more than its diary
+                self.lost = True
+                self.warn("journal_lost", f"the journal cannot be written any more: {error}.")
+
+    def warn(self, code: str, message: str) -> None:
+        """Note a warning."""
+        self.add(Warned(step=self.step, time=self.seconds(), code=code, message=message))
+
+    def subscribe(self, listener: Callable[[Event], object]) -> Callable[[], None]:
+        """Call `listener` with every event from now on, in the training's thread; returns what ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    def close(self) -> None:
+        """Put the journal safely on the disk."""
+        if self.journal is not None:
+            with contextlib.suppress(OSError):
+                self.journal.close()
+
+
+# %% [markdown]
+# ## The training and its thread
+#
+# Asking is always quick: a method puts the request into a queue and returns. What it did, and at which step, stands in the record as a `changed` event, with a note who asked. From outside, a background training is in one of these states, and it always ends in one of the last three:
+#
+# `idle → running ⇄ paused → stopping → done | stopped | failed`
+
+# %%
+#| export
+ENDED = ("done", "stopped", "failed")
+
+
+class BackgroundTraining:
+    """A training in a thread, with its record and its models in a folder.
+
+    Args:
+        training: what to train; from here on, the thread alone may touch it and its model.
+        folder: an existing folder for the journal and the models.
+        write: writes the model, as it is now, into the folder it is given.
+        record: takes down what happens; a new one if not given.
+
+    Attributes:
+        state: "idle", "running", "paused", "stopping", "done", "stopped" or "failed".
+        error: what went wrong, in words; `traceback` says where.
+        ended: set when the thread has done its last work.
+    """
+
+    def __init__(
+        self, training: Training, folder: Path, write: Callable[[Path], object], record: Record | None = None
+    ) -> None:
+        self.training: Training | None = training
+        self.folder, self.write = folder, write
+        self.state, self.error, self.traceback = "idle", "", ""
+        self.record, self.ended = record or Record(), threading.Event()
+        self.unsaved = False  # whether the best model so far could not be written
+        self._lock, self._go = threading.RLock(), threading.Event()
+        self._go.set()
+        self._by: dict[str, deque[str]] = defaultdict(deque)  # who asked, by what the training will answer
+
+    def start(self) -> "BackgroundTraining":
+        """Begin, in a thread of its own."""
+        self._need("start", "idle")
+        self.state = "running"
+        threading.Thread(target=work, args=(self,), name=f"ftnb-{self.folder.name}", daemon=True).start()
+        return self
+
+    def pause(self, *, by: str = "user") -> None:
+        """Hold after the micro-batch in hand, in the middle of an evaluation too."""
+        with self._lock:
+            self._need("pause", "running", "paused")
+            if self._go.is_set():
+                self._by["pause"].append(by)
+                self._go.clear()
+
+    def resume(self, *, by: str = "user") -> None:
+        """Go on after a pause."""
+        with self._lock:
+            self._need("resume", "running", "paused")
+            if not self._go.is_set():
+                self._by["resume"].append(by)
+                self._go.set()
+
+    def stop(self, *, by: str = "user") -> None:
+        """End after the step in hand and a last evaluation, and keep the model; asked twice, without the evaluation."""
+        with self._lock:
+            if self.state not in ENDED:
+                self._ask(Stop(), "stop", by, "running", "paused", "stopping")
+                self.state = "stopping"
+                self._go.set()
+
+    def set_lr(self, lr: float, group: str | None = None, *, by: str = "user") -> None:
+        """Set the peak learning rate, of all layer groups or of one; the schedule's shape goes on."""
+        self._ask(SetLr(lr, group), "lr", by, "running", "paused")
+
+    def evaluate(self, *, by: str = "user") -> None:
+        """Evaluate now, between two steps."""
+        self._ask(Evaluate(), "evaluate", by, "running", "paused")
+
+    def _ask(self, command: Command, answer: str, by: str, *states: str) -> None:
+        with self._lock:  # the thread does not read who asked before this is through
+            self._need(answer.replace("lr", "set the learning rate"), *states)
+            if self.training is not None:
+                self.training.request(command)
+                self._by[answer].append(by)
+
+    def _need(self, what: str, *states: str) -> None:
+        if self.state not in states:
+            raise RunError(f"cannot {what}: the training is {self.state}.{ADVICE.get(self.state, '')}")
+
+
+ADVICE = {"idle": " Start it first.", **dict.fromkeys(ENDED, " It runs once; make a new one.")}
+
+# %% [markdown]
+# The thread does one piece of work at a time and looks at the gate in between. That is all there is to a pause. The loop of the lessons before keeps its state in fields, so not asking for the next piece *is* the pause, in the middle of an evaluation as well as between two micro-batches.
+
+# %%
+#| export
+def train(background: BackgroundTraining, training: Training) -> Finished:
+    """Ask the training for its next piece of work until it is over, holding while the gate is closed."""
+    while True:
+        if not background._go.is_set():
+            hold(background, training)
+        for event in training.advance():
+            if isinstance(event, Finished):
+                return event
+            take(background, event)
+
+
+def hold(background: BackgroundTraining, training: Training) -> None:
+    """Wait at the gate, and say so."""
+    training._tell(force=True)  # numbers still on a GPU: a person who pauses wants to see all of them
+    for event in training.advance() if training.outbox else []:
+        take(background, event)
+    record = background.record
+    take(background, Changed(step=record.step, time=record.seconds(), what="pause"))
+    enter(background, "paused", since="running")
+    background._go.wait()
+    take(background, Changed(step=record.step, time=record.seconds(), what="resume"))
+    enter(background, "running", since="paused")
+
+
+def enter(background: BackgroundTraining, state: str, *, since: str) -> None:
+    """Go from one state to the next, unless somebody has asked to stop meanwhile."""
+    with background._lock:
+        background.state = state if background.state == since else background.state
+
+# %% [markdown]
+# What the training says goes into the record. A new best model is saved at once, before the weights move on. Saving is where most "it was there and then it was gone" stories begin. So the folder is written beside the old one, put on the disk, and swapped in as a whole (`ftnb/runfolder.py`). If the disk is full, that is a warning now, one more attempt at the end, and an error only if that fails as well.
+
+# %%
+#| export
+def take(background: BackgroundTraining, event: Event) -> None:
+    """Record an event, with the name of who asked for it; save the model if it is the best so far."""
+    if isinstance(event, Changed) and event.by == "user":
+        with background._lock:
+            asked = background._by[event.what]
+            event = replace(event, by=asked.popleft() if asked else "user")
+    background.record.add(event)
+    if isinstance(event, Evaluated) and event.best:
+        background.unsaved = not save(background, "best")
+
+
+def save(background: BackgroundTraining, what: str) -> bool:
+    """Write the model as it is now, "best" or "last"; returns whether it is on the disk."""
+    record, target = background.record, background.folder / MODEL_FOLDERS[what]
+    try:
+        write_model(background.write, target)
+    except Exception as error:  # noqa: BLE001  # a full disk speaks with many voices; the training is worth more
+        record.warn("not_saved", f"the {what} model could not be written to {target}: {error}.")
+        return False
+    record.add(Saved(step=record.step, time=record.seconds(), what=what, path=target.name))
+    return True
+
+# %% [markdown]
+# At the end both models are on the disk, and the one in memory is the best. An error in the thread must not vanish, and it must not cost the model either. The *words* of the error are kept, not the exception itself; the story below shows why.
+
+# %%
+#| export
+def end(background: BackgroundTraining, training: Training, last: Finished) -> None:
+    """Save the last model, bring the best one back into memory, and close the journal."""
+    saved = save(background, "last")
+    if training.best.value is not None:
+        training.load_best()
+        if background.unsaved:
+            saved = save(background, "best") and saved
+    if not saved:
+        raise RunError(f"a model could not be saved in {background.folder}. It is in memory: make room and save it.")
+    background.record.add(last)
+    background.record.close()
+    background.state = "stopped" if last.reason == "stopped" else "done"
+
+
+def fail(background: BackgroundTraining, error: BaseException) -> None:
+    """Keep the words of an error, and whatever model there is."""
+    background.error = f"{type(error).__name__}: {error}"
+    background.traceback = "".join(traceback.format_exception(error))
+    training, record = background.training, background.record
+    if training is not None and record.journal is not None:
+        save(background, "last")
+        best = training.best
+        if best.value is not None:
+            with contextlib.suppress(Exception):  # no memory left, say; the best model is on the disk
+                training.load_best()
+        message = background.error
+        record.add(
+            Finished(
+                step=record.step, time=record.seconds(), reason="failed",
+                best_step=best.step, best_value=best.value, message=message,
+            )
+        )  # fmt: skip
+        record.close()
+
+
+def work(background: BackgroundTraining) -> None:
+    """The thread's whole life; whatever happens, it ends in one of the three last states."""
+    assert background.training is not None
+    try:
+        background.record.open(background.folder / JOURNAL)
+        end(background, background.training, train(background, background.training))
+    except BaseException as error:  # noqa: BLE001  # a thread has nobody to raise to; whoever waits is told
+        fail(background, error)
+    finally:
+        background.state = background.state if background.state in ENDED else "failed"
+        background.training = None  # frees the optimizer's memory
+        background.ended.set()
