@@ -26,7 +26,7 @@ class SetupError(Exception):
 def fingerprint(root: Path = ROOT) -> str:
     """A hash of everything that decides what gets installed."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    decides = json.dumps([project["project"], project["build-system"]], sort_keys=True)
+    decides = json.dumps([project["project"], project["build-system"], project["tool"]["hatch"]], sort_keys=True)
     constraints = (root / "constraints.txt").read_text(encoding="utf-8")
     return hashlib.sha256((decides + constraints + str(root)).encode()).hexdigest()
 
