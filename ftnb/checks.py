@@ -1,5 +1,6 @@
 """Checks before training: what cannot be right is an error, what makes a result doubtful is a warning."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,16 +35,16 @@ def find_errors(splits: Splits) -> list[Problem]:
     found = []
     for name, split in splits.items():
         for role in ("text", "label"):
-            rows = [row for row, value in zip(split["row"], split[role], strict=True) if not value.strip()]
+            rows = [row for row, value in zip(split["row"][:], split[role][:], strict=True) if not value.strip()]
             if rows:
                 what = f"the {role} is empty; fill it in or remove the row."
                 found.append(_problem(splits, "error", name, role, rows, what))
-    known = set(splits.train["label"]) - {""}
+    known = set(splits.train["label"][:]) - {""}
     if len(known) < 2:
         what = f"every row has the label {next(iter(known), '')!r}; a classifier needs at least two classes."
         found.append(_problem(splits, "error", "train", "label", [], what))
     for name, split in splits.items()[1:]:
-        odd = {row: v for row, v in zip(split["row"], split["label"], strict=True) if v and v not in known}
+        odd = {row: v for row, v in zip(split["row"][:], split["label"][:], strict=True) if v and v not in known}
         if odd:
             labels = ", ".join(repr(v) for v in sorted(set(odd.values()))[:5])
             what = f"{labels} never occurs in train, so it cannot be predicted. Training knows {len(known)} classes."
@@ -55,10 +56,10 @@ def find_warnings(splits: Splits) -> list[Problem]:
     """Leakage between splits, equal texts with different labels, labels spelled two ways, classes too rare to learn."""
     found = []
     of_text: dict[str, dict[str, int]] = {}  # normalised text → label → its first row in train
-    for row, text, label in zip(splits.train["row"], splits.train["text"], splits.train["label"], strict=True):
+    for row, text, label in zip(splits.train["row"][:], splits.train["text"][:], splits.train["label"][:], strict=True):
         of_text.setdefault(normalise_text(text), {}).setdefault(label, row)
     for name, split in splits.items()[1:]:
-        rows = [r for r, text in zip(split["row"], split["text"], strict=True) if normalise_text(text) in of_text]
+        rows = [r for r, text in zip(split["row"][:], split["text"][:], strict=True) if normalise_text(text) in of_text]
         if rows:
             what = f"{len(rows)} of {len(split)} texts are also in train; on these a model may just remember."
             found.append(_problem(splits, "warning", name, "text", rows, what))
@@ -68,7 +69,7 @@ def find_warnings(splits: Splits) -> list[Problem]:
     torn = sorted(row for labels in of_text.values() if len(labels) > 1 for row in labels.values())
     if torn:
         found.append(_problem(splits, "warning", "train", "label", torn, "equal texts carry different labels."))
-    counts = pd.Series(list(splits.train["label"])).value_counts()
+    counts = pd.Series(splits.train["label"][:]).value_counts()
     spelled = pd.Series(counts.index).groupby([normalise_text(label) for label in counts.index]).agg(list)
     for names in spelled[spelled.map(len) > 1]:
         what = f"{', '.join(map(repr, sorted(names)))} count as different classes; spell them alike if they are one."
@@ -97,9 +98,9 @@ def check_text_labels(splits: Splits) -> list[Problem]:
 
 def label_order(splits: Splits) -> list[str]:
     """The classes in a fixed order: the source's own, else whole numbers by value, else by name."""
-    names = set(splits.train["label"])
+    names = set(splits.train["label"][:])
     if splits.label_names is not None:
         return [name for name in splits.label_names if name in names]
-    if all(name.lstrip("-").isdecimal() for name in names):
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
         return sorted(names, key=int)
     return sorted(names)

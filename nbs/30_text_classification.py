@@ -221,13 +221,13 @@ class TextClassification:
     def _encode(self) -> None:
         ids = {label: i for i, label in enumerate(self.labels)}
         for name, split in self.splits.items():
-            inputs, num_cut, unknown = encode(split["text"], self.tokenizer, self.max_length)
+            inputs, num_cut, unknown = encode(split["text"][:], self.tokenizer, self.max_length)
             if num_cut:
                 self.warnings.append(f"{name}: {num_cut} of {len(split)} texts were cut to {self.max_length} tokens.")
             if unknown > 0.05:
                 what = f"{unknown:.0%} of the tokens are not in the model's vocabulary; does it fit this language?"
                 self.warnings.append(f"{name}: {what}")
-            self.encoded[name] = Dataset.from_dict({**inputs, "label": [ids[label] for label in split["label"]]})
+            self.encoded[name] = Dataset.from_dict({**inputs, "label": [ids[label] for label in split["label"][:]]})
 
     def learner(self, batch_size: int = 16, seed: int = 0, num_workers: int = 0) -> Learner:
         """Model, data, loss and metrics for a training.
@@ -253,7 +253,7 @@ class TextClassification:
             DataError: if there is no such split.
         """
         encoded = self._split(split) if isinstance(split, str) else split
-        lengths = [len(ids) for ids in encoded["input_ids"]]
+        lengths = [len(ids) for ids in encoded["input_ids"][:]]
         return Batches(encoded, self.collate, batch_size, lengths=lengths, **kinds)
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
@@ -319,12 +319,9 @@ class TextClassification:
         """
         self._split(split)
         rows = dict(self.splits.items())[split]
-        predictions = self.predict(list(rows["text"]))
-        wrong = [
-            (prediction, row, text, label)
-            for prediction, row, text, label in zip(predictions, rows["row"], rows["text"], rows["label"], strict=True)
-            if prediction.label != label
-        ]
+        predictions = self.predict(rows["text"][:])
+        columns = (predictions, rows["row"][:], rows["text"][:], rows["label"][:])
+        wrong = [error for error in zip(*columns, strict=True) if error[0].label != error[3]]
         wrong.sort(key=lambda error: -error[0].score)
         cells = [(str(row), text, label, p.label, f"{p.score:.2f}") for p, row, text, label in wrong[:n]]
         caption = f"{len(wrong)} of {len(rows)} {split} texts are wrong; the most confident first."
