@@ -39,6 +39,17 @@ from ftnb.step import (
     set_trainable,
 )
 
+# %%
+import matplotlib.pyplot as plt
+import torch.nn.functional as F
+from torch import nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ftnb.data import Batches
+from ftnb.metrics import Metrics
+from ftnb.step import Everything
+
 # %% [markdown]
 # ## The loop everybody writes, and what it cannot do
 #
@@ -272,3 +283,206 @@ class Loop:
     def clock(self) -> float:
         """Seconds since the start, pauses included; goes on where a loaded state left off."""
         return time.perf_counter() - self._began if self._began is not None else 0.0
+
+# %% [markdown]
+# ## Piece by piece
+#
+# A toy to look at it: points in a plane, a small network with dropout, 44 examples in batches of 8, two micro-batches to a step. Everything real (words, pictures, BERT) only changes what is inside the learner.
+
+# %%
+def points(n: int, seed: int) -> list[dict[str, Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, 8, generator=g)
+    return [{"x": x, "labels": y} for x, y in zip(X, (X[:, 0] + X[:, 1] > 0).long(), strict=True)]
+
+def stack(examples: list[dict[str, Tensor]]) -> Batch:
+    return {name: torch.stack([e[name] for e in examples]) for name in examples[0]}
+
+def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    logits = model(batch["x"])
+    return F.cross_entropy(logits, batch["labels"]), logits
+
+# %%
+def toy_learner(seed: int = 0, num_examples: int = 44, batch: int = 8, width: int = 32) -> Learner:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 2))
+    accuracy = MetricCollection({"accuracy": MulticlassAccuracy(2, average="micro")})
+    metrics = Metrics(accuracy, lambda logits, batch: (logits, batch["labels"]), main="accuracy")
+    train = Batches(points(num_examples, seed), stack, batch, shuffle=True, seed=seed)
+    return Learner(model, train, Batches(points(32, seed + 1000), stack, 16), loss, metrics)
+
+# %%
+loop = Loop(toy_learner(), Everything(), Settings(lr=1e-2, accumulation=2, device="cpu"))
+for _ in range(3):
+    loop.work()
+    print(loop.position, "| micro-batches of the next step done:", loop.in_hand.done if loop.in_hand else 0)
+
+# %% [markdown]
+# The third piece began the second step and left it half done. What has happened so far waits in the buffer as events.
+
+# %%
+[event.kind for event in loop.buffer.ready(force=True)]
+
+# %%
+assert loop.position.step == 1 and loop.in_hand.done == 1
+
+# %%
+while loop.reason is None:
+    loop.work()
+events = loop.buffer.ready(force=True)
+events[-1]
+
+# %% [markdown]
+# ## The experiment: breaking it anywhere
+#
+# **Claim.** Wherever an example raises, in a first, middle or last micro-batch or in an evaluation, the training can simply go on, and ends with *bitwise* the weights of a run that was never disturbed. We break 30 runs, each at another forward pass. A single different bit in one of them would refute the claim.
+
+# %%
+class Breaks(nn.Module):
+    """Passes through to a model, and raises at one call."""
+
+    def __init__(self, model: nn.Module, at: int | None) -> None:
+        super().__init__()
+        self.model, self.at, self.calls = model, at, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise RuntimeError("a bad example")
+        return self.model(x)
+
+# %%
+def start_again_with_leftovers(loop: Loop) -> None:
+    """What a careless loop does: repeat the step, with the gradients and statistics that the first try left."""
+    loop.in_hand = loop.evaluation = loop._stream = None
+
+# %%
+def final_weights(at: int | None, forget: bool = True) -> Tensor:
+    learner = toy_learner()
+    learner.model = Breaks(learner.model, at)
+    loop = Loop(learner, Everything(), Settings(lr=1e-2, num_epochs=4, accumulation=2, device="cpu"))
+    if not forget:
+        loop.forget = lambda: start_again_with_leftovers(loop)
+    while loop.reason is None:
+        try:
+            loop.work()
+        except RuntimeError:
+            pass  # and on we go
+    return torch.cat([p.detach().flatten() for p in loop.model.parameters()])
+
+# %%
+undisturbed = final_weights(None)
+careful = [(final_weights(at) - undisturbed).abs().max().item() for at in range(1, 31)]
+careless = [(final_weights(at, forget=False) - undisturbed).abs().max().item() for at in range(1, 31)]
+max(careful), max(careless)
+
+# %%
+assert max(careful) == 0.0 and max(careless) > 0.0
+
+# %%
+fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80)
+ax.plot(range(1, 31), careless, "o", color="C1", ms=8, label="leftovers kept")
+ax.plot(range(1, 31), careful, "o", color="C0", ms=4, label="half-done work forgotten")
+ax.set(xlabel="forward pass that raised", ylabel="largest difference of a weight")
+ax.set_title("After an error, going on: distance from the undisturbed run", fontsize=11)
+ax.legend(frameon=False)
+fig.tight_layout()
+plt.show()
+
+# %% [markdown]
+# ## What it costs
+#
+# The object keeps more books than a bare loop. Is that felt? Both do the same arithmetic below, clipping included, on a network whose step takes a few milliseconds; they alternate, and the ratio is taken pair by pair.
+
+# %%
+def bare_seconds(learner: Learner) -> float:
+    optimizer, begin = torch.optim.AdamW(learner.model.parameters(), fused=True), time.perf_counter()
+    learner.model.train()
+    for batch in learner.train.epoch(0):
+        value, _ = learner.loss(learner.model, batch)
+        value.backward()
+        nn.utils.clip_grad_norm_(learner.model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return time.perf_counter() - begin
+
+# %%
+def loop_seconds(learner: Learner) -> float:
+    loop = Loop(learner, Everything(), Settings(num_epochs=2, device="cpu"))
+    begin = time.perf_counter()
+    while loop.position.epoch == 0:
+        loop.work()
+        loop.buffer.ready()
+    return time.perf_counter() - begin
+
+# %%
+big = {"num_examples": 2560, "batch": 128, "width": 2048}
+ratios = sorted(loop_seconds(toy_learner(seed, **big)) / bare_seconds(toy_learner(seed, **big)) for seed in range(7))
+f"{ratios[3]:.2f} times the bare loop (median of 7 pairs, {ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+# %% [markdown]
+# ## The story: half an update
+#
+# A notebook's stop button raises an exception between two Python statements. A plain optimizer updates one tensor after the other, in Python. Press at the wrong moment, and some layers have taken the step and others have not: a model that no step of training ever produced. Most trainers do not guard against it, and people report models that are unusable, or gone, after a stop (for example Lightning-AI/pytorch-lightning#19976). Here is that moment.
+
+# %%
+layers = [nn.Parameter(torch.zeros(1)) for _ in range(4)]
+
+def plain_step(press_after: int) -> None:
+    for i, p in enumerate(layers):
+        p.data += 1.0
+        if i == press_after:
+            raise KeyboardInterrupt
+
+try:
+    plain_step(press_after=1)
+except KeyboardInterrupt:
+    pass
+[p.item() for p in layers]
+
+# %%
+assert len({p.item() for p in layers}) == 2  # half updated
+
+# %% [markdown]
+# Lesson 19 holds the button back to the end of the step.
+#
+# ## Exercises
+#
+# **1 (easy).** Write `run_epochs`: drive a loop until it has completed `n` epochs (or is over), and return the number of pieces of work it took.
+
+# %% tags=["exercise"]
+def run_epochs(loop: Loop, n: int) -> int:
+    ...  # your code here
+
+# %% tags=["solution"]
+def run_epochs(loop: Loop, n: int) -> int:
+    pieces = 0
+    while loop.reason is None and loop.position.epoch < n:
+        loop.work()
+        pieces += 1
+    return pieces
+
+# %%
+assert run_epochs(Loop(toy_learner(), Everything(), Settings(device="cpu")), 1) == 6
+
+# %% [markdown]
+# **2 (medium).** An evaluation makes pieces of work too. How many pieces does a whole run of two epochs take (6 batches of training data, 2 of validation data, accumulation 1)? An evaluation needs one piece more to conclude, and the end is a piece. Write the formula.
+
+# %% tags=["exercise"]
+def pieces_of_work(train_batches: int, valid_batches: int, num_epochs: int) -> int:
+    ...  # your code here
+
+# %% tags=["solution"]
+def pieces_of_work(train_batches: int, valid_batches: int, num_epochs: int) -> int:
+    return num_epochs * (train_batches + valid_batches + 1) + 1
+
+# %%
+assert pieces_of_work(6, 2, 2) == run_epochs(Loop(toy_learner(), Everything(), Settings(num_epochs=2, device="cpu")), 99)
+
+# %% [markdown]
+# ## Summary
+# - The loop does one piece of work when asked; between two pieces, everything is in its fields.
+# - Weights change in one place. Before it, a half-done step can be forgotten without a trace.
+# - Evaluations go batch by batch like training, so nothing has to wait for their end.
+#
+# **What next:** lesson 19 puts a conversation on top: requests, interrupts, state. **Sources:** the loop of `karpathy/nanoGPT` (one screen); Lightning-AI/pytorch-lightning#19976.

@@ -25,6 +25,20 @@ from ftnb.loop import Loop, Position
 from ftnb.plan import Best, Rates, Settings, TrainingError
 from ftnb.step import Everything, Learner, Strategy
 
+# %%
+import signal
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from ftnb.data import Batches
+from ftnb.events import Evaluated
+from ftnb.metrics import Metrics
+
 # %% [markdown]
 # ## A conversation
 #
@@ -204,3 +218,218 @@ class Training(Loop):
         self.arithmetic.scaler.load_state_dict(state["scaler"])
         self.buffer.waiting.clear()
         self._began = time.perf_counter() - state["time"]
+
+# %% [markdown]
+# ## Three ways to drive
+#
+# The toy of lesson 18: points, a small network with dropout, 44 examples.
+
+# %%
+def points(n: int, seed: int) -> list[dict[str, Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, 8, generator=g)
+    return [{"x": x, "labels": y} for x, y in zip(X, (X[:, 0] + X[:, 1] > 0).long(), strict=True)]
+
+def stack(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([e[name] for e in examples]) for name in examples[0]}
+
+def loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    logits = model(batch["x"])
+    return F.cross_entropy(logits, batch["labels"]), logits
+
+# %%
+def toy_learner(seed: int = 0, num_examples: int = 44) -> Learner:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 2))
+    accuracy = MetricCollection({"accuracy": MulticlassAccuracy(2, average="micro")})
+    metrics = Metrics(accuracy, lambda logits, batch: (logits, batch["labels"]), main="accuracy")
+    train = Batches(points(num_examples, 0), stack, 8, shuffle=True, seed=0)
+    return Learner(model, train, Batches(points(200, 1), stack, 64), loss, metrics)
+
+# %% [markdown]
+# As a `for` loop over events:
+
+# %%
+training = Training(toy_learner(), lr=1e-2, num_epochs=2, device="cpu")
+for event in training:
+    if isinstance(event, Evaluated):
+        print(f"epoch {event.epoch:.0f}: loss {event.loss:.3f}, accuracy {event.metrics['accuracy']:.2f}")
+
+# %% [markdown]
+# One step at a time, by hand, with a look at anything in between:
+
+# %%
+training = Training(toy_learner(), lr=1e-2, device="cpu")
+training.step(), training.model[0].weight.norm().item()
+
+# %%
+training.step().step
+
+# %% [markdown]
+# ## Changing it while it runs
+#
+# A request may come from a button, a terminal or another thread. It takes effect between two pieces of work and comes back as a `changed` event.
+
+# %%
+training = Training(toy_learner(num_examples=400), lr=3e-3, num_epochs=8, device="cpu")
+history = []
+for event in training:
+    history.append(event)
+    if isinstance(event, Stepped) and event.step == 150:
+        training.request(SetLr(lr=2e-2))
+    if isinstance(event, Stepped) and event.step == 300:
+        training.request(Stop())
+[(e.step, e.what, e.new) for e in history if isinstance(e, Changed)], history[-1].reason
+
+# %%
+steps = [e for e in history if isinstance(e, Stepped)]
+fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 2.8), dpi=80)
+left.plot([e.step for e in steps], [e.lr for e in steps])
+left.set(xlabel="step", ylabel="learning rate", title="a new peak, the shape goes on")
+right.plot([e.step for e in steps], [e.loss for e in steps], alpha=0.4, label="train")
+scores = [e for e in history if isinstance(e, Evaluated)]
+right.plot([e.step for e in scores], [e.loss for e in scores], "o-", label="validation")
+right.set(xlabel="step", ylabel="loss", title="stopped at step 300, judged there")
+right.legend(frameon=False)
+for ax in (left, right):
+    ax.axvline(150, color="0.6", ls=":", lw=1)
+fig.tight_layout()
+plt.show()
+
+# %%
+assert steps[-1].step == 300 and scores[-1].step == 300
+assert math.isclose(steps[150].lr / steps[149].lr, 2e-2 / 3e-3, rel_tol=0.01)
+
+# %% [markdown]
+# ## Interrupting it
+#
+# The cell below presses ■ on itself in the middle of the third step. The step is completed first, then the interrupt is raised, and the same object goes on.
+
+# %%
+learner, calls = toy_learner(), 0
+
+def loss_that_is_interrupted(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    global calls
+    calls += 1
+    if calls == 3:
+        signal.raise_signal(signal.SIGINT)
+    return loss(model, batch)
+
+learner.loss = loss_that_is_interrupted
+training = Training(learner, lr=1e-2, device="cpu")
+try:
+    for event in training:
+        pass
+except KeyboardInterrupt:
+    interrupted_at = training.position.step
+interrupted_at, [event.kind for event in training][-1]
+
+# %%
+assert interrupted_at == 3 and training.finished
+
+# %% [markdown]
+# ## The experiment: the same training elsewhere
+#
+# **Claim.** `state_dict()` holds *everything*: a training that moves to a fresh object in the middle of an epoch ends with bitwise the weights of one that never moved. Model and optimizer alone, the usual two, do not suffice. We move at 15 different steps, with dropout and a shuffled order. One different bit in our column, or none in the other, would refute the claim.
+
+# %%
+def moved(at: int, everything: bool = True) -> Tensor:
+    first, second = (Training(toy_learner(seed), lr=1e-2, num_epochs=3, device="cpu") for seed in (0, 7))
+    for _ in range(at):
+        first.step()
+    state = first.state_dict()
+    if not everything:  # the usual two: where the run is, is lost
+        state["position"] = {**state["position"], "batch": 0}
+    second.load_state_dict(state)
+    for _ in second:
+        pass
+    return torch.cat([p.detach().flatten() for p in second.model.parameters()])
+
+# %%
+whole = moved(0)
+ours = [(moved(at) - whole).abs().max().item() for at in range(1, 16)]
+usual = [(moved(at, everything=False) - whole).abs().max().item() for at in range(1, 16)]
+max(ours), [f"{x:.0e}" for x in usual]
+
+# %%
+assert max(ours) == 0.0 and max(usual) > 1e-3
+
+# %% [markdown]
+# Where the second list shows zeros, the move happened at the end of an epoch: there the usual two are enough.
+#
+# ## The story: the generator that died
+#
+# The obvious way to write a training that can be looped over is a generator function with `yield` in the loop. It is half as long, and it has a flaw that is felt only on the worst day: an exception, ■ included, *finishes* a generator. All local variables, step counter, data position, are gone, and the next `next` says the training is over.
+
+# %%
+def generator_training():
+    for step in range(100):
+        if step == 3:
+            raise KeyboardInterrupt
+        yield step
+
+by_generator = generator_training()
+try:
+    for step in by_generator:
+        pass
+except KeyboardInterrupt:
+    pass
+list(by_generator)  # the remaining 96 steps
+
+# %%
+assert list(by_generator) == []
+
+# %% [markdown]
+# That is why a `Training` is an object with fields, and why `state_dict` was easy to write.
+#
+# ## Exercises
+#
+# **1 (easy).** Write `train_until`: run a training until its training loss, averaged over the last 10 steps, falls below a target, then ask it to stop; return the number of steps.
+
+# %% tags=["exercise"]
+def train_until(training: Training, target: float) -> int:
+    ...  # your code here
+
+# %% tags=["solution"]
+def train_until(training: Training, target: float) -> int:
+    recent = deque(maxlen=10)
+    for event in training:
+        if isinstance(event, Stepped):
+            recent.append(event.loss)
+            if len(recent) == 10 and sum(recent) / 10 < target:
+                training.request(Stop())
+    return training.position.step
+
+# %%
+assert train_until(Training(toy_learner(), lr=1e-2, num_epochs=100, device="cpu"), target=0.4) < 600
+
+# %% [markdown]
+# **2 (medium).** *Snapshot branching.* Write `branch`: from one training at its present step, make two that go on with different peak rates, and return both final validation losses.
+
+# %% tags=["exercise"]
+def branch(training: Training, rates: tuple[float, float]) -> list[float]:
+    ...  # your code here
+
+# %% tags=["solution"]
+def branch(training: Training, rates: tuple[float, float]) -> list[float]:
+    losses = []
+    for lr in rates:
+        other = Training(toy_learner(), settings=training.settings)
+        other.load_state_dict(training.state_dict())
+        other.request(SetLr(lr=lr))
+        losses.append([e.loss for e in other if isinstance(e, Evaluated)][-1])
+    return losses
+
+# %%
+trunk = Training(toy_learner(), lr=1e-2, device="cpu")
+trunk.step()
+assert len(set(branch(trunk, (1e-2, 1e-4)))) == 2
+
+# %% [markdown]
+# ## Summary
+# - A training is an iterator: loop over it, step it, or advance it piece by piece.
+# - Requests take effect between two pieces of work and come back as events.
+# - ■ waits for the step boundary; afterwards the same object goes on.
+# - `state_dict()` is everything: going on elsewhere is bitwise the same.
+#
+# **What next:** lessons 20 and 21 decide which layers train at which rate; lesson 51 puts a training into the background. **Sources:** PEP 255 (a generator that raised is finished); Lightning-AI/pytorch-lightning#20666.
