@@ -47,3 +47,6 @@ export: setup-dev ## write ftnb/ from the lessons
 notebooks: setup-dev ## run the lessons whose outputs are stale, and store what they show
 	@$(PY) -m tools.export
 	@$(PY) -m tools.notebooks $(ARGS)
+
+bench: setup-dev ## our figures beside a plain script's, on real input
+	@$(OFFLINE) $(PY) -m tests.bench $(ARGS)
