@@ -144,9 +144,11 @@ class History:
         self.started: Started | None = None
         self.finished: Finished | None = None
         self.step, self.epoch, self.seconds = 0, 0.0, 0.0
+        self.version = 0  # how many events were taken in
         self.curves = {name: Series() for name in CURVES}
         self.last: dict[str, float] = {}
         self.best: Point | None = None
+        self.peak_lr: float | None = None  # as last set by a person
         self.metric, self.marks, self.note = "", list[Mark](), ""
         self._means = {name: RunningMean(20) for name in ("smooth", "speed", "pace")}
         self._paused_at: float | None = None
@@ -163,6 +165,7 @@ class History:
     def add(self, event: Event) -> None:
         """Take in one event; any thread may call it."""
         with self._lock:
+            self.version += 1
             self.step, self.seconds = max(self.step, event.step), max(self.seconds, event.time)
             match event:
                 case Started():
@@ -223,7 +226,10 @@ class History:
             return
         if event.what in _PAUSE:
             self._paused_at = event.time
-        self._mark(mark_of(event))
+        if event.what == "lr" and event.group is None and isinstance(event.new, int | float):
+            self.peak_lr = float(event.new)
+        if event.what != "evaluate":  # its dot is mark enough
+            self._mark(mark_of(event))
 
     def _mark(self, mark: Mark) -> None:
         """Add a mark; a later one of the same kind at the same step takes its place."""

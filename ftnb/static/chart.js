@@ -204,8 +204,8 @@ export function drawSvg(summary, view, options = {}) {
   return [
     `<svg class="ftnb-svg" viewBox="0 0 ${width} ${height}" role="img" aria-label="${text}">`,
     `<title>${text}</title>`,
-    loss.grid(5),
-    ...plots.slice(1).map((plot) => plot.grid(2)),
+    loss.grid(7),
+    ...plots.slice(1).map((plot) => plot.grid(3)),
     epochs(plots, summary),
     marks(plots, summary),
     heading(loss.box, "loss"),

@@ -226,8 +226,8 @@ def draw_svg(summary: dict[str, Any], points: bytes, width: float = 700, height:
         (
             f'<svg class="ftnb-svg" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{text}">',
             f"<title>{text}</title>",
-            loss.grid(5),
-            *(plot.grid(2) for plot in plots[1:]),
+            loss.grid(7),
+            *(plot.grid(3) for plot in plots[1:]),
             _epochs(plots, summary),
             _marks(plots, summary),
             _heading(boxes[0], "loss"),

@@ -1,0 +1,248 @@
+# Exported from nbs/56_panel.py: edit the lesson, then run `make export`.
+"""Start, watch and steer a training by widgets that hold no logic: a click and a line of code do the same."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+
+from ftnb.devices import choose_device, choose_precision, describe_device
+from ftnb.events import Started
+from ftnb.recipe import Recipe
+from ftnb.run import ENDED, Run, RunError, current_run
+from ftnb.runfolder import BEST
+from ftnb.widgets.chart import LiveChart
+from ftnb.widgets.controls import button, line, log_slider, row, say, say_code, set_log, stack, styles
+from ftnb.widgets.form import RecipeForm
+from ftnb.widgets.svg import format_number
+
+__all__ = [
+    "near",
+    "start_line",
+    "end_line",
+    "status_line",
+    "device_line",
+    "BUTTONS",
+    "STEERABLE",
+    "Panel",
+    "panel",
+]
+
+
+def near(path: Path) -> str:
+    """A path as short as it can be written: relative to the working directory where it lies below it."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def start_line(started: Started | None) -> str:
+    """What trains, and where."""
+    if started is None:
+        return ""
+    size = f"{started.num_trainable:,} of {started.num_parameters:,} parameters"
+    return f"Training {size} on {started.device}, {started.precision}, {started.num_examples:,} examples."
+
+
+def end_line(run: Run) -> str:
+    """What came out, and where it is."""
+    best, name = run.history.best, run.history.metric
+    score = f" Best {name}: {format_number(best[1])} at step {best[0]:.0f}." if best else ""
+    return f"{run.state.capitalize()}.{score} The model is in {near(run.folder / BEST)}; run.predict([...]) asks it."
+
+
+def status_line(run: Run | None) -> str:
+    """The state of a run as a sentence."""
+    if run is None or run.state == "idle":
+        return "Ready."
+    if run.state in ("done", "stopped"):
+        return end_line(run)
+    return {
+        "preparing": "Loading and checking data and model …",
+        "running": start_line(run.history.started),
+        "paused": f"Paused at step {run.history.step}. Nothing is lost, and the notebook is free.",
+        "stopping": "Stopping: a last evaluation, then the best and the last model are kept.",
+        "failed": f"Failed. What there is lies in {near(run.folder)}; run.traceback says where it happened.",
+    }[run.state]
+
+
+def device_line(recipe: Recipe) -> str:
+    """Where the recipe would compute on this machine, in which precision, and how much memory is free.
+
+    Raises:
+        ValueError: if the recipe asks for a device or precision that is not there.
+    """
+    device = choose_device(recipe.device)
+    return describe_device(device, choose_precision(recipe.precision, device))
+
+
+BUTTONS = {
+    "start": ("Start", "play", "Train with the settings above", "success"),
+    "pause": ("Pause", "pause", "Hold after the micro-batch in hand; click again to go on", ""),
+    "stop": ("Stop", "stop", "End after this step and a last evaluation; the best and the last model are kept", ""),
+    "evaluate": ("Evaluate", "check", "Measure on the validation data now, then go on", ""),
+}
+STEERABLE = ("preparing", "running", "paused")
+
+
+class Panel:
+    """Widgets that edit a recipe, start a run of it, command it, and draw what it says.
+
+    Args:
+        recipe: what the form shows first; by default that of the key's run, else the default recipe.
+        key: the name under which the run is found again when the cell is run again.
+
+    Attributes:
+        run: the run shown, or None before the first.
+        recipe: what the form says now.
+    """
+
+    def __init__(self, recipe: Recipe | None = None, *, key: str = "default") -> None:
+        self.key, self.run = key, current_run(key)
+        if self.run is not None and (recipe is None or self.run.state not in ENDED):
+            recipe = self.run.recipe
+        self._lock, self._asked, self._refused = threading.RLock(), "", ""
+        self._peak: float | None = None
+        self.status, self.error, self.device, self.code = (line(n) for n in ("status", "error", "device", "code"))
+        self.buttons = {name: button(name, *rest) for name, rest in BUTTONS.items()}
+        text = "Set the run's peak learning rate, from the next step on; the schedule's shape goes on"
+        self.lr = log_slider("lr", "live rate", text, (recipe or Recipe()).lr, label_width="60px")
+        self.chart = LiveChart(on_poll=self.refresh)
+        self.form = RecipeForm(recipe or Recipe(), self._edited)
+        controls = row(*self.buttons.values(), self.lr, classes=["ftnb-buttons"])
+        lines = (self.device, self.code, controls, self.status, self.error, self.chart.fallback)
+        self.widget = stack(styles(), self.form.widget, *lines, classes=["ftnb-panel"])
+        self._connect()
+        self._edited()
+        if self.run is not None:
+            self._follow(self.run)
+        self.refresh()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the form says now; raises RecipeError where it says what cannot be."""
+        return self.form.recipe()
+
+    def start(self, *, prepare_in_thread: bool = False) -> Run:
+        """Start a run of what the form says, as the button does, and return it.
+
+        Raises:
+            RunError: if the panel's run is still going on.
+            ValueError: if the recipe cannot be run; nothing was started then.
+        """
+        if self.run is not None and self.run.state not in (*ENDED, "idle"):
+            raise RunError(f"run {self.run.id} is still {self.run.state}; stop it before starting another.")
+        run = Run(self.recipe, key=self.key)
+        run.start(prepare_in_thread=prepare_in_thread)
+        self.run, self._refused = run, ""
+        with self._lock:
+            self._peak = run.recipe.lr
+            set_log(self.lr, run.recipe.lr)
+        self._follow(run)
+        return run
+
+    def refresh(self) -> None:
+        """Bring every widget up to date with the run; any thread may call it."""
+        with self._lock:
+            run, state = self.run, self.run.state if self.run else "idle"
+            usable = {"start": state in (*ENDED, "idle"), "stop": state in (*STEERABLE, "stopping")}
+            for name, widget in {**self.buttons, "lr": self.lr}.items():
+                _set(widget, disabled=not usable.get(name, state in STEERABLE))
+            held = state == "paused"
+            _set(self.buttons["pause"], description="Resume" if held else "Pause", icon="play" if held else "pause")
+            self.form.enable(state in (*ENDED, "idle"))
+            if run is not None:
+                self._show_news(run)
+            say(self.status, f"{status_line(run)} {self._asked}".strip())
+            say(self.error, self._refused or (run.error if run else ""), role="alert")
+        self.chart.refresh()
+
+    def _show_news(self, run: Run) -> None:
+        """Move the slider where the rate was set from elsewhere, and drop the note that was answered."""
+        peak = run.history.peak_lr
+        if peak is not None and peak != self._peak:
+            self._peak = peak
+            set_log(self.lr, peak)
+        if peak == self.lr.value or run.state in ENDED:
+            self._asked = ""
+
+    def _connect(self) -> None:
+        for name, widget in self.buttons.items():
+            widget.on_click(lambda _, name=name: self._try(lambda: self._click(name)))
+        self.lr.observe(lambda change: self._try(lambda: self._set_lr(change["new"])), "value")
+
+    def _click(self, name: str) -> None:
+        """What a button asks for."""
+        if name == "start":
+            self.start(prepare_in_thread=True)
+        elif self.run is not None:
+            paused = name == "pause" and self.run.state == "paused"
+            getattr(self.run, "resume" if paused else name)()
+
+    def _set_lr(self, lr: float) -> None:
+        if self.run is not None and self.run.state in STEERABLE and lr != self._peak:
+            self._asked = f"Learning rate {format_number(lr)} asked for."
+            self.run.set_lr(lr)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        """Do what was clicked; what goes wrong is said in the panel, and nothing that was typed is lost."""
+        try:
+            action()
+            self._refused = ""
+        except Exception as error:  # noqa: BLE001  # an error in a handler would vanish in a log nobody sees
+            known = isinstance(error, ValueError | RunError | OSError)
+            self._refused = str(error) if known else f"{type(error).__name__}: {error}"
+        self.refresh()
+
+    def _edited(self) -> None:
+        """Show the line of code for what the form says, or what is wrong with it."""
+        try:
+            recipe = self.form.recipe()
+            say(self.device, f"Here: {device_line(recipe)}.", quiet=True)
+            say_code(self.code, "The same in code:", recipe.code())
+            self._refused = ""
+        except ValueError as error:
+            self._refused = str(error)
+        say(self.error, self._refused, role="alert")
+
+    def _follow(self, run: Run) -> None:
+        """Draw a run, and watch it until it ends."""
+        self.chart.follow(run.history, lambda: run.state)
+        if (shell := get_ipython()) is not None:
+            shell.events.register("post_run_cell", self._after_cell)
+        threading.Thread(target=self._watch, args=(run,), name=f"ftnb-watch-{run.id}", daemon=True).start()
+
+    def _watch(self, run: Run) -> None:
+        while self.run is run and run.state not in ENDED:
+            self.refresh()
+            time.sleep(0.25)
+        time.sleep(0.3)  # the chart sends at most every 0.25 s; the last state must not be left out
+        self.refresh()
+
+    def _after_cell(self, *_: Any) -> None:
+        """After each cell, in the main thread: when the run is over, the chart's output becomes a picture."""
+        self.chart.settle()
+
+    def _ipython_display_(self) -> None:
+        display(self.widget)
+        self.chart.show()
+
+    def __repr__(self) -> str:
+        return f"Panel of {self.run!r}" if self.run is not None else f"Panel for {self.recipe.code()}"
+
+
+def _set(widget: Any, **traits: Any) -> None:
+    """Set traits that differ, so that nothing is sent for nothing."""
+    for name, value in traits.items():
+        if getattr(widget, name) != value:
+            setattr(widget, name, value)
+
+
+def panel(recipe: Recipe | None = None, *, key: str = "default") -> Panel:
+    """Show a panel: `Panel` by a name that reads well at the end of a cell."""
+    return Panel(recipe, key=key)

@@ -1,0 +1,174 @@
+"""The live chart's ladder, with a clock of our own and without a browser."""
+
+import base64
+from importlib import resources
+
+import pytest
+
+from ftnb.charts import History
+from ftnb.events import Finished, Started, Stepped
+from ftnb.widgets import chart as chart_module
+from ftnb.widgets.chart import READY_WITHIN, WATCHED_FOR, ChartView, LiveChart
+from ftnb.widgets.svg import unpack
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Scene:
+    """A chart of a history that a test feeds, the messages it sent, and what stands in its outputs."""
+
+    def __init__(self, monkeypatch):
+        self.clock, self.history, self.state = Clock(), History(), "running"
+        self.outputs, self.polls = [], 0
+        self.chart = LiveChart(self._count, self.clock)
+        self.sent = []
+        self.chart.view.observe(lambda change: self.sent.append(change["new"]), "points")
+        self.chart.follow(self.history, lambda: self.state)
+        self.feed(1)
+        monkeypatch.setattr(chart_module, "display", lambda what, **options: self.outputs.append(what))
+        monkeypatch.setattr(chart_module.DisplayHandle, "update", lambda _, what, **options: self.outputs.append(what))
+
+    def _count(self):
+        self.polls += 1
+
+    def feed(self, count=1):
+        if self.history.started is None:
+            self.history.add(
+                Started(
+                    step=0,
+                    num_steps=1000,
+                    steps_per_epoch=100,
+                    num_epochs=10,
+                    num_examples=1,
+                    num_parameters=1,
+                    num_trainable=1,
+                    device="cpu",
+                    precision="fp32",
+                    metric="accuracy",
+                )
+            )
+        for _ in range(count):
+            step = self.history.step + 1
+            self.history.add(Stepped(step=step, epoch=0.1, loss=1.0, lr=1e-4, grad_norm=1.0, time=step * 0.1))
+
+    def hear(self, kind):
+        self.chart._receive(self.chart.view, {"type": kind}, [])
+
+    def pass_time(self, seconds, every=0.25):
+        """Let time pass as the panel's watcher does: new steps, and a refresh four times a second."""
+        for _ in range(round(seconds / every)):
+            self.clock.now += every
+            self.feed()
+            self.chart.refresh()
+
+
+@pytest.fixture
+def scene(monkeypatch):
+    return Scene(monkeypatch)
+
+
+def test_nothing_bulky_is_sent_while_nobody_looks(scene):
+    scene.pass_time(READY_WITHIN - 1)
+    assert not scene.sent
+    assert scene.chart.fallback.value == ""
+
+
+def test_a_view_that_is_ready_gets_the_whole_picture_and_then_what_is_new(scene):
+    scene.hear("ready")
+    assert len(scene.sent) == 1
+    assert unpack(scene.chart.view.summary, scene.chart.view.points)["loss"][0] == [1]
+    scene.chart.refresh()
+    scene.hear("poll")
+    assert len(scene.sent) == 1  # nothing new
+    scene.pass_time(1)
+    assert unpack(scene.chart.view.summary, scene.chart.view.points)["loss"][0] == [1, 2, 3, 4, 5]
+
+
+def test_at_most_four_messages_a_second(scene):
+    scene.hear("ready")
+    before = len(scene.sent)
+    scene.pass_time(2, every=0.01)
+    assert len(scene.sent) - before <= 2 * 4 + 1
+
+
+def test_a_page_that_is_closed_gets_nothing_until_it_comes_back(scene):
+    scene.hear("ready")
+    scene.pass_time(WATCHED_FOR + 1)
+    count = len(scene.sent)
+    scene.pass_time(60)
+    assert len(scene.sent) == count
+    assert scene.chart.fallback.value == ""  # the live chart works here: the lower rung stays empty
+    scene.hear("ready")
+    assert len(scene.sent) == count + 1
+
+
+def test_without_a_ready_the_html_rung_takes_over_and_grows_rare(scene):
+    values = []
+    scene.chart.fallback.observe(lambda change: values.append(change["new"]), "value")
+    scene.pass_time(60)
+    assert 40 <= len(values) <= 60
+    assert "<svg" in values[-1]
+    assert len(values[-1]) < 30_000
+    scene.pass_time(3600 - 60)
+    assert len(values) < 1000
+    assert not scene.sent
+
+
+def test_a_view_that_comes_late_takes_over_again(scene):
+    scene.pass_time(10)
+    assert scene.chart.fallback.value
+    scene.hear("ready")
+    scene.pass_time(1)
+    assert scene.chart.fallback.value == ""
+    assert scene.sent
+
+
+def test_polls_are_answered_in_the_thread_that_hears_them(scene):
+    scene.hear("ready")
+    scene.hear("poll")
+    assert scene.polls == 2
+    scene.chart._receive(scene.chart.view, {"type": "something else"}, [])
+    scene.chart._receive(scene.chart.view, "no message of ours", [])
+    assert scene.polls == 2
+
+
+def test_at_the_end_a_png_and_a_line_take_the_view_s_place_once(scene):
+    scene.chart.show()
+    scene.hear("ready")
+    assert scene.outputs == [scene.chart.view]
+    scene.chart.settle()
+    assert len(scene.outputs) == 1  # it still runs
+    scene.history.add(Finished(step=scene.history.step, reason="done"))
+    scene.state = "done"
+    scene.chart.settle()
+    scene.hear("poll")
+    bundle = scene.outputs[1]
+    assert len(scene.outputs) == 2
+    assert set(bundle) == {"image/png", "text/plain"}
+    assert base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    assert bundle["text/plain"].startswith("done: step 1 of 1000")
+
+
+def test_a_finished_run_is_shown_as_a_picture_at_once(scene):
+    scene.state = "stopped"
+    scene.chart.show()
+    assert "image/png" in scene.outputs[0]
+
+
+def test_the_next_run_brings_the_view_back(scene):
+    scene.chart.show()
+    scene.state = "done"
+    scene.chart.settle()
+    scene.chart.follow(History(), lambda: "running")
+    assert scene.outputs[-1] is scene.chart.view
+
+
+def test_the_view_carries_its_module_and_its_style(scene):
+    assert "export default" in ChartView._esm
+    assert ".ftnb-svg" in scene.chart.view._css
+    assert resources.files("ftnb").joinpath("static", "chart.js").is_file()
