@@ -80,12 +80,13 @@ def find_model(name: str) -> tuple[str, str]:
         if short not in BUILTIN_MODELS:
             known = ", ".join(repr(f"builtin:{model}") for model in BUILTIN_MODELS)
             raise ModelError(f"{name!r} is unknown; the built-in models are {known}.")
-        return str(files("ftnb") / "weights" / short), "builtin"
-    folder = Path(name).expanduser()
+        folder, source = Path(str(files("ftnb") / "weights" / short)), "builtin"
+    else:
+        folder, source = Path(name).expanduser(), "local"
     if folder.is_dir():
         _check_folder(folder)
-        return str(folder), "local"
-    if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return str(folder), source
+    if source == "builtin" or name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ModelError(f"{name!r} is no folder (looked for {folder.absolute()}) and no Hub id such as 'owner/name'.")
     return name, "hub"
 
@@ -189,8 +190,8 @@ def quiet_transformers(progress: bool = False) -> Iterator[None]:
 @contextmanager
 def _loading(name: str, source: str, seed: int) -> Iterator[None]:
     try:
-        with quiet_transformers(progress=source == "hub"), torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with quiet_transformers(progress=source == "hub"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # a model is made on the CPU; no other device is touched
             yield
     except Exception as error:
         raise ModelError(f"cannot load {name!r}: {_advice(error, source)}") from error
