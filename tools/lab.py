@@ -75,7 +75,7 @@ def copy_lessons(source: Path, target: Path) -> Copied:
 def open_lab(folder: Path, notebook: str, arguments: list[str]) -> None:
     """Replace this process by JupyterLab, with `folder` as its root and `notebook` open."""
     os.chdir(folder)
-    command = [sys.executable, "-m", "jupyterlab", notebook, *arguments]
+    command = [sys.executable, "-m", "jupyterlab", notebook, f"--ServerApp.root_dir={folder}", *arguments]
     os.execv(sys.executable, command)
 
 
