@@ -16,6 +16,7 @@ from typing import Literal, TypeVar, get_args
 
 from ftnb.builtin.words import (
     DEGREES,
+    DEGREES_VERB,
     GENERAL_FACTS,
     NEGATED,
     OPINIONS,
@@ -95,9 +96,7 @@ def labelled_reviews(
     part: Part = "unseen" if split == "test" else "seen"
     rng = Random(f"{split}-{seed}")
     labels = [LABELS[i % 2] for i in range(num_examples)]
-    for i in range(num_examples - 1, 0, -1):  # Fisher-Yates on rng.random() alone, see the module's docstring
-        j = int(rng.random() * (i + 1))
-        labels[i], labels[j] = labels[j], labels[i]
+    _shuffle(rng, labels)
     seen_texts: set[str] = set()
     return [{"text": _new_review(rng, label, part, difficulty, split, seen_texts), "label": label} for label in labels]
 
@@ -152,47 +151,55 @@ def _new_review(rng: Random, label: Polarity, part: Part, difficulty: float, buc
             return text
 
 
+def _shuffle(rng: Random, items: list[T]) -> None:
+    for i in range(len(items) - 1, 0, -1):  # Fisher-Yates on rng.random() alone, see the module's docstring
+        j = int(rng.random() * (i + 1))
+        items[i], items[j] = items[j], items[i]
+
+
 def _review(rng: Random, label: Polarity, part: Part, difficulty: float) -> str:
     subject = _pick(rng, tuple(SUBJECTS.values()))
+    name = _pick(rng, subject.names)
     num_opinions = 3 + int(rng.random() * 4)
     num_against = sum(rng.random() < difficulty / 3 for _ in range(num_opinions))
     num_against = min(num_against, (num_opinions - 1) // 2)  # the label stays the majority's
-    other: Polarity = "negative" if label == "positive" else "positive"
-    sides = [label] * (num_opinions - num_against) + [other] * num_against
-    sentences = [_opinion(rng, subject, side, part, difficulty) for side in sides]
-    sentences += [_fact(rng, subject) for _ in range(int(rng.random() * 3))]
-    for i in range(len(sentences) - 1, 0, -1):
-        j = int(rng.random() * (i + 1))
-        sentences[i], sentences[j] = sentences[j], sentences[i]
+    sides = [label] * (num_opinions - num_against) + [_other(label)] * num_against
+    sentences = [_opinion(rng, subject, name, side, part, difficulty) for side in sides]
+    sentences += [_fact(rng, subject, name) for _ in range(int(rng.random() * 3))]
+    _shuffle(rng, sentences)
     return " ".join(sentences)
 
 
-def _opinion(rng: Random, subject: Subject, side: Polarity, part: Part, difficulty: float) -> str:
+def _opinion(rng: Random, subject: Subject, name: str, side: Polarity, part: Part, difficulty: float) -> str:
     kind = _pick(rng, ("adjective",) * 7 + ("noun", "verb"))
     negated = rng.random() < difficulty / 4
-    if negated:
-        side = "negative" if side == "positive" else "positive"
-    words = _part(POLAR_WORDS[side][kind], part)
+    words = _part(POLAR_WORDS[_other(side) if negated else side][kind], part)
     word, word_2 = _pick_common(rng, words), _pick_common(rng, words)
-    template = _pick(rng, (NEGATED if negated else OPINIONS)[kind])
-    return template.format(
+    while word_2 == word:
+        word_2 = _pick_common(rng, words)
+    return _pick(rng, (NEGATED if negated else OPINIONS)[kind]).format(
         aspect=_pick(rng, subject.aspects),
-        name=_pick(rng, subject.names),
+        aspect_2=_pick(rng, subject.aspects),
+        name=name,
         person=_pick(rng, PEOPLE),
         degree=_pick(rng, DEGREES),
+        degree_verb=_pick(rng, DEGREES_VERB),
         polar=word,
         polar_2=word_2,
-        aspect_2=_pick(rng, subject.aspects),
         a_polar=f"{'an' if word[0] in 'aeiou' else 'a'} {word}",
     )
 
 
-def _fact(rng: Random, subject: Subject) -> str:
+def _fact(rng: Random, subject: Subject, name: str) -> str:
     return _pick(rng, subject.facts + GENERAL_FACTS).format(
         aspect=_pick(rng, subject.aspects),
-        name=_pick(rng, subject.names),
+        name=name,
         person=_pick(rng, PEOPLE),
         time=_pick(rng, TIMES),
         plain=_pick(rng, PLAIN),
         plain_place=_pick(rng, PLACES),
     )
+
+
+def _other(side: Polarity) -> Polarity:
+    return "negative" if side == "positive" else "positive"

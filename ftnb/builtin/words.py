@@ -230,6 +230,7 @@ PLACES = tuple(
     cairo athens warsaw geneva""".split()
 )
 DEGREES = ("", "", "", "really ", "very ", "quite ", "truly ", "so ", "rather ", "simply ")
+DEGREES_VERB = ("", "", "really ", "truly ", "rather ", "simply ")  # nobody "very loved" anything
 
 OPINIONS: dict[str, tuple[str, ...]] = {
     "adjective": (
@@ -258,7 +259,7 @@ OPINIONS: dict[str, tuple[str, ...]] = {
         "what {a_polar} !",
     ),
     "verb": (
-        "i {degree}{polar} the {aspect} .",
+        "i {degree_verb}{polar} the {aspect} .",
         "we {polar} this {name} .",
         "my {person} {polar} the {aspect} .",
         "everyone {polar} it .",
