@@ -14,6 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 __all__ = [
     "Metrics",
     "classification_metrics",
+    "accuracy_interval",
+    "examples_needed",
 ]
 
 
@@ -79,3 +81,51 @@ def classification_metrics(num_labels: int) -> Metrics:
         }
     )
     return Metrics(collection, lambda outputs, batch: (outputs.logits, batch["labels"]), main="accuracy")
+
+
+def accuracy_interval(correct: float, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The true accuracies that are compatible with `correct` right answers out of `total`.
+
+    Args:
+        correct: number of right answers.
+        total: number of test examples, drawn independently of each other.
+        confidence: how often such an interval should hold the true accuracy.
+
+    Raises:
+        ValueError: if the counts or the confidence are impossible.
+
+    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"expected 0 <= correct <= total and total >= 1; got correct={correct}, total={total}.")
+    z, p = _quantile(confidence), correct / total
+    middle = p + z**2 / (2 * total)
+    half = z * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    scale = 1 + z**2 / total
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _quantile(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, for example 0.95; got {confidence}.")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def examples_needed(accuracy: float, half_width: float, confidence: float = 0.95) -> int:
+    """How many test examples make the interval of an expected accuracy at most ± `half_width`.
+
+    Args:
+        accuracy: the accuracy you expect, between 0 and 1.
+        half_width: half the width of the interval, for example 0.02 for ± 2 points.
+        confidence: as for `accuracy_interval`.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    if not (0 <= accuracy <= 1 and 0 < half_width < 0.5):
+        given = f"accuracy={accuracy}, half_width={half_width}"
+        raise ValueError(f"expected 0 <= accuracy <= 1 and 0 < half_width < 0.5; got {given}.")
+    z2, h2 = _quantile(confidence) ** 2, half_width**2
+    b = z2 * (2 * h2 - accuracy * (1 - accuracy))
+    c = z2**2 * (h2 - 0.25)
+    return math.ceil((-b + math.sqrt(b**2 - 4 * h2 * c)) / (2 * h2))
