@@ -1,5 +1,6 @@
 """Where lessons are and how they are read: one place for all tools."""
 
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,20 +50,25 @@ def split_directives(source: str) -> tuple[dict[str, str], str]:
     return directives, "\n".join(lines).strip("\n")
 
 
-def read_cells(lesson: Path) -> list[Cell]:
+@functools.cache
+def _parse(name: str, text: str) -> tuple[Cell, ...]:
+    cells = []
+    for node in jupytext.reads(text, fmt="py:percent").cells:
+        directives, body = split_directives(node.source) if node.cell_type == "code" else ({}, node.source)
+        for directive in directives:
+            if directive not in DIRECTIVES:
+                raise ValueError(f"{name}: unknown directive '#| {directive}'; there are {', '.join(DIRECTIVES)}.")
+        cells.append(Cell(node.cell_type, node.source, tuple(node.metadata.get("tags", ())), directives, body))
+    return tuple(cells)
+
+
+def read_cells(lesson: Path) -> tuple[Cell, ...]:
     """The cells of a lesson, in order.
 
     Raises:
         ValueError: if a cell carries a directive that does not exist (a misspelt one would silently export nothing).
     """
-    cells = []
-    for node in read_lesson(lesson).cells:
-        directives, body = split_directives(node.source) if node.cell_type == "code" else ({}, node.source)
-        for name in directives:
-            if name not in DIRECTIVES:
-                raise ValueError(f"{lesson.name}: unknown directive '#| {name}'; there are {', '.join(DIRECTIVES)}.")
-        cells.append(Cell(node.cell_type, node.source, tuple(node.metadata.get("tags", ())), directives, body))
-    return cells
+    return _parse(lesson.name, lesson.read_text(encoding="utf-8"))
 
 
 def plain_text(text: str) -> str:
