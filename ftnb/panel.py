@@ -45,8 +45,10 @@ def start_line(started: Started | None) -> str:
     """What trains, and where."""
     if started is None:
         return ""
-    size = f"{started.num_trainable:,} of {started.num_parameters:,} parameters"
-    return f"Training {size} on {started.device}, {started.precision}, {started.num_examples:,} examples."
+    size = f"{started.num_examples:,} examples, {started.num_parameters:,} parameters"
+    if started.num_trainable < started.num_parameters:
+        size += f" ({started.num_trainable:,} of them at the start)"
+    return f"Training on {started.device} in {started.precision}: {size}."
 
 
 def end_line(run: Run) -> str:
@@ -67,7 +69,9 @@ def status_line(run: Run | None) -> str:
         "running": start_line(run.history.started),
         "paused": f"Paused at step {run.history.step}. Nothing is lost, and the notebook is free.",
         "stopping": "Stopping: a last evaluation, then the best and the last model are kept.",
-        "failed": f"Failed. What there is lies in {near(run.folder)}; run.traceback says where it happened.",
+        "failed": f"Failed. What there is lies in {near(run.folder)}; run.traceback says where it happened."
+        if run.history.started
+        else "Nothing was started.",
     }[run.state]
 
 
@@ -108,14 +112,14 @@ class Panel:
             recipe = self.run.recipe
         self._lock, self._asked, self._refused = threading.RLock(), "", ""
         self._peak: float | None = None
-        self.status, self.error, self.device, self.code = (line(n) for n in ("status", "error", "device", "code"))
+        self.status, self.error, self.here, self.code = (line(n) for n in ("status", "error", "here", "code"))
         self.buttons = {name: button(name, *rest) for name, rest in BUTTONS.items()}
         text = "Set the run's peak learning rate, from the next step on; the schedule's shape goes on"
         self.lr = log_slider("lr", "live rate", text, (recipe or Recipe()).lr, label_width="60px")
         self.chart = LiveChart(on_poll=self.refresh)
         self.form = RecipeForm(recipe or Recipe(), self._edited)
         controls = row(*self.buttons.values(), self.lr, classes=["ftnb-buttons"])
-        lines = (self.device, self.code, controls, self.status, self.error, self.chart.fallback)
+        lines = (self.here, self.code, controls, self.status, self.error, self.chart.fallback)
         self.widget = stack(styles(), self.form.widget, *lines, classes=["ftnb-panel"])
         self._connect()
         self._edited()
@@ -203,7 +207,7 @@ class Panel:
         """Show the line of code for what the form says, or what is wrong with it."""
         try:
             recipe = self.form.recipe()
-            say(self.device, f"Here: {device_line(recipe)}.", quiet=True)
+            say(self.here, f"Here: {device_line(recipe)}.", quiet=True)
             say_code(self.code, "The same in code:", recipe.code())
             self._refused = ""
         except ValueError as error:
@@ -226,7 +230,8 @@ class Panel:
 
     def _after_cell(self, *_: Any) -> None:
         """After each cell, in the main thread: when the run is over, the chart's output becomes a picture."""
-        self.chart.settle()
+        if self.chart.settle() and (shell := get_ipython()) is not None:
+            shell.events.unregister("post_run_cell", self._after_cell)
 
     def _ipython_display_(self) -> None:
         display(self.widget)

@@ -123,26 +123,33 @@ assert max(y for _, y in curve.points()) == 9.0 and len(curve.points()) <= 17
 # %% [markdown]
 # ## A mean that starts right
 #
-# The loss of one batch is noisy, so a chart also draws a running mean, $m_t = \beta m_{t-1} + (1-\beta)\,y_t$. Started at $m_0 = 0$ it is far too low in its first steps: after one step it is $(1-\beta)\,y_1$. The weights given so far sum to $1-\beta^t$, and dividing by that repairs it. It is the bias correction of Adam.
+# The loss of one batch is noisy, so a chart also draws a running mean, $m_t = \beta m_{t-1} + (1-\beta)\,y_t$. Started at $m_0 = 0$ it is far too low in its first steps: after one step it is $(1-\beta)\,y_1$. The weights given so far sum to $1-\beta^t$, and dividing by that repairs it. It is the bias correction of Adam. A wide mean also lags behind a curve that falls fast at first, so ours starts narrow and widens as the run goes on; the sum of weights is kept beside the sum of values, and the division stays right.
 
 # %%
 #| export
 class RunningMean:
-    """An exponential mean over about `span` values, right from the first value on.
+    """An exponential mean over about `span` values, fewer at the start, and right from the first value on.
 
     Source: the bias correction of Kingma and Ba (2015), "Adam: A Method for Stochastic Optimization", section 3.
     """
 
     def __init__(self, span: float) -> None:
-        self.beta = 1 - 2 / (max(span, 1) + 1)
-        self._sum, self._weight = 0.0, 0.0
+        self.span = max(span, 1.0)
+        self._sum, self._weight, self._count = 0.0, 0.0, 0
+
+    @property
+    def value(self) -> float:
+        """The mean so far; NaN before the first value."""
+        return self._sum / self._weight if self._count else math.nan
 
     def add(self, y: float) -> float:
-        """Take in a value (one that is not finite is left out) and return the mean; NaN before the first."""
+        """Take in a value (one that is not finite is left out) and return the mean."""
         if math.isfinite(y):
-            self._sum = self.beta * self._sum + (1 - self.beta) * y
-            self._weight = self.beta * self._weight + 1 - self.beta
-        return self._sum / self._weight if self._weight else math.nan
+            beta = 1 - 2 / (min(self.span, 5 + self._count / 8) + 1)
+            self._sum = beta * self._sum + (1 - beta) * y
+            self._weight = beta * self._weight + 1 - beta
+            self._count += 1
+        return self.value
 
 # %%
 mean = RunningMean(span=20)
@@ -209,6 +216,7 @@ class History:
         self.metric, self.marks, self.note = "", list[Mark](), ""
         self._means = {name: RunningMean(20) for name in ("smooth", "speed", "pace")}
         self._paused_at: float | None = None
+        self._first_phase: Mark | None = None
         self._pauses, self._worked = 0.0, 0.0
 
     @classmethod
@@ -285,7 +293,12 @@ class History:
             self._paused_at = event.time
         if event.what == "lr" and event.group is None and isinstance(event.new, int | float):
             self.peak_lr = float(event.new)
-        if event.what != "evaluate":  # its dot is mark enough
+        if event.what == "phase" and event.old is None:
+            self._first_phase = mark_of(event)  # worth a mark only if there is a second one
+        elif event.what != "evaluate":  # its dot is mark enough
+            if event.what == "phase" and self._first_phase is not None:
+                self._mark(self._first_phase)
+                self._first_phase = None
             self._mark(mark_of(event))
 
     def _mark(self, mark: Mark) -> None:
@@ -307,7 +320,7 @@ class History:
         """The time left at the recent pace, pauses left out; None when nothing can be said."""
         if self.started is None or self.finished is not None or not self.curves["lr"].last:
             return None
-        pace = self._means["pace"].add(math.nan)
+        pace = self._means["pace"].value
         return max(self.started.num_steps - self.step, 0) * pace if math.isfinite(pace) else None
 
     def _facts(self, state: str) -> dict[str, Any]:

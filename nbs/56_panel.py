@@ -31,12 +31,11 @@ from ftnb.widgets.form import RecipeForm
 from ftnb.widgets.svg import format_number
 
 # %%
-import statistics
-
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 
-from ftnb.events import Changed
+from ftnb.charts import History
+from ftnb.events import Changed, Stepped
 
 # %% [markdown]
 # ## A function first, a widget second
@@ -83,8 +82,10 @@ def start_line(started: Started | None) -> str:
     """What trains, and where."""
     if started is None:
         return ""
-    size = f"{started.num_trainable:,} of {started.num_parameters:,} parameters"
-    return f"Training {size} on {started.device}, {started.precision}, {started.num_examples:,} examples."
+    size = f"{started.num_examples:,} examples, {started.num_parameters:,} parameters"
+    if started.num_trainable < started.num_parameters:
+        size += f" ({started.num_trainable:,} of them at the start)"
+    return f"Training on {started.device} in {started.precision}: {size}."
 
 
 def end_line(run: Run) -> str:
@@ -105,7 +106,9 @@ def status_line(run: Run | None) -> str:
         "running": start_line(run.history.started),
         "paused": f"Paused at step {run.history.step}. Nothing is lost, and the notebook is free.",
         "stopping": "Stopping: a last evaluation, then the best and the last model are kept.",
-        "failed": f"Failed. What there is lies in {near(run.folder)}; run.traceback says where it happened.",
+        "failed": f"Failed. What there is lies in {near(run.folder)}; run.traceback says where it happened."
+        if run.history.started
+        else "Nothing was started.",
     }[run.state]
 
 
@@ -155,14 +158,14 @@ class Panel:
             recipe = self.run.recipe
         self._lock, self._asked, self._refused = threading.RLock(), "", ""
         self._peak: float | None = None
-        self.status, self.error, self.device, self.code = (line(n) for n in ("status", "error", "device", "code"))
+        self.status, self.error, self.here, self.code = (line(n) for n in ("status", "error", "here", "code"))
         self.buttons = {name: button(name, *rest) for name, rest in BUTTONS.items()}
         text = "Set the run's peak learning rate, from the next step on; the schedule's shape goes on"
         self.lr = log_slider("lr", "live rate", text, (recipe or Recipe()).lr, label_width="60px")
         self.chart = LiveChart(on_poll=self.refresh)
         self.form = RecipeForm(recipe or Recipe(), self._edited)
         controls = row(*self.buttons.values(), self.lr, classes=["ftnb-buttons"])
-        lines = (self.device, self.code, controls, self.status, self.error, self.chart.fallback)
+        lines = (self.here, self.code, controls, self.status, self.error, self.chart.fallback)
         self.widget = stack(styles(), self.form.widget, *lines, classes=["ftnb-panel"])
         self._connect()
         self._edited()
@@ -250,7 +253,7 @@ class Panel:
         """Show the line of code for what the form says, or what is wrong with it."""
         try:
             recipe = self.form.recipe()
-            say(self.device, f"Here: {device_line(recipe)}.", quiet=True)
+            say(self.here, f"Here: {device_line(recipe)}.", quiet=True)
             say_code(self.code, "The same in code:", recipe.code())
             self._refused = ""
         except ValueError as error:
@@ -273,7 +276,8 @@ class Panel:
 
     def _after_cell(self, *_: Any) -> None:
         """After each cell, in the main thread: when the run is over, the chart's output becomes a picture."""
-        self.chart.settle()
+        if self.chart.settle() and (shell := get_ipython()) is not None:
+            shell.events.unregister("post_run_cell", self._after_cell)
 
     def _ipython_display_(self) -> None:
         display(self.widget)
@@ -293,3 +297,189 @@ def _set(widget: Any, **traits: Any) -> None:
 def panel(recipe: Recipe | None = None, *, key: str = "default") -> Panel:
     """Show a panel: `Panel` by a name that reads well at the end of a cell."""
     return Panel(recipe, key=key)
+
+# %% [markdown]
+# Here it is. Click **Start**, or run the next cell, which does the same. Then steer: pause, move the live rate, evaluate. The form is locked while a run trains, and every control says what it does when the pointer rests on it.
+
+# %%
+page = Panel(Recipe(num_epochs=60, eval_every=40), key="lesson 56")
+page
+
+# %% [markdown]
+# A script, a test, or a reader without a mouse starts it in code. A wrong setting would be an error right here, before any training.
+
+# %%
+run = page.start()
+run.state
+
+# %% [markdown]
+# ## The experiment: how soon a hand is felt
+#
+# **Claim.** A rate set on the page is in force after at most the step in hand, because the training looks into its queue before every micro-batch. We move the slider ten times while it trains, and let a listener count the steps that end between the request and the change. The claim would be refuted by a count of two.
+
+# %%
+asked, felt = {}, {}  # rate → [when asked, steps since]
+
+
+def listen(event):
+    if event.kind == "step":
+        for entry in list(asked.values()):
+            entry[1] += 1
+    elif event.kind == "changed" and event.what == "lr":
+        began, steps = asked.pop(event.new, (time.perf_counter(), 0))
+        felt[event.new] = (1000 * (time.perf_counter() - began), steps)
+
+
+forget = run.subscribe(listen)
+for k in range(10):
+    lr = 5e-4 * (1 - 0.08 * (k + 1))
+    page.lr.value = lr  # fires the handler, as a hand on the slider does
+    asked.setdefault(lr, [time.perf_counter(), 0])
+    deadline = time.monotonic() + 30
+    while lr not in felt and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.15)
+forget()
+steps_between = [steps for _, steps in felt.values()]
+steps_between
+
+# %%
+assert len(felt) == 10 and max(steps_between) <= 1
+
+# %% [markdown]
+# In time, that is about one step of this model on this machine. A pause is felt as soon; a click on Stop lets the step in hand end, evaluates once more, and keeps two models: the best and the last.
+
+# %%
+page.buttons["pause"].click()
+page.buttons["pause"].click()
+page.buttons["stop"].click()
+run.wait()
+
+# %%
+run.report()
+
+# %%
+fig, ax = plt.subplots(figsize=(5.5, 2.4), dpi=80, layout="constrained")
+ax.plot(range(1, 11), [milliseconds for milliseconds, _ in felt.values()], "o")
+ax.set(xlabel="request", ylabel="milliseconds until in force", ylim=(0, None), title="From the slider to the optimizer")
+plt.show()
+
+# %% [markdown]
+# What was done by hand is in the journal, with the step at which it took effect, so that it can be told and repeated.
+
+# %%
+by_hand = [(event.step, event.what, event.new) for event in run.events if isinstance(event, Changed) and event.by == "user"]
+by_hand[-4:]
+
+# %%
+assert {what for _, what, _ in by_hand} >= {"lr", "stop"} and run.state == "stopped"
+
+# %% [markdown]
+# The model of the best evaluation is in memory and on the disk.
+
+# %%
+run.predict(["the food was delicious and the waiter kind", "a horrible , boring film"])
+
+# %% [markdown]
+# Running the panel's cell again shows this run, not a new one: a page that was reloaded finds its training.
+
+# %%
+again = Panel(key="lesson 56")
+assert again.run is run and again.recipe == run.recipe
+again.status.value.count("Best accuracy")
+
+# %% [markdown]
+# ## What reaches the page
+#
+# The browser *asks* for news once a second, and gets at most four snapshots a second while it does. A page that is closed asks for nothing and is sent nothing; a server that queued every message for it would fill its memory. Three more rungs stand below the live chart: HTML with a picture made in Python, where the chart's module cannot load; a PNG in the cell's output when the run is over, so that the saved notebook opens with a picture, on GitHub too; and a line of text in each of them.
+#
+# ## The story: the rate that was a hundred times too high
+#
+# A slider for learning rates must be logarithmic, and `FloatLogSlider` is; but its `min` and `max` are *exponents*. Write the limits you mean, `min=1e-5, max=0.1`, and you get $10^{0.00001}$ to $10^{0.1}$, that is 1.00 to 1.26. A value outside is moved to the nearest limit without a word: asked for 0.01, the slider stands at 1.00, and the next run diverges. The documentation of ipywidgets says "exponent"; one reads it afterwards.
+
+# %%
+meant = widgets.FloatLogSlider(value=0.01, base=10, min=1e-5, max=0.1)
+round(meant.value, 4)
+
+# %% [markdown]
+# `log_slider` of this project takes exponents for itself and widens its limits rather than clamp.
+
+# %%
+right = log_slider("demo", "learning rate", "", value=3.0)
+assert meant.value > 0.99 and right.value == 3.0 and log_slider("demo", "", "", value=2e-9).value == 2e-9
+
+# %% [markdown]
+# ## Exercises
+#
+# **1 (easy).** Write `halving_button`: a button that halves the learning rate of a run at each click.
+
+# %% tags=["exercise"]
+def halving_button(run) -> widgets.Button:
+    ...  # your code here
+
+# %% tags=["solution"]
+def halving_button(run) -> widgets.Button:
+    made = widgets.Button(description="half the rate", tooltip="Set the peak learning rate to half of what it is")
+    made.on_click(lambda _: run.set_lr((run.history.peak_lr or run.recipe.lr) / 2))
+    return made
+
+# %%
+class Steered:
+    """A stand-in for a run: its history learns of a new rate at once."""
+
+    def __init__(self):
+        self.recipe, self.history = Recipe(lr=8e-4), History()
+
+    def set_lr(self, lr):
+        self.history.add(Changed(step=1, what="lr", new=lr))
+
+
+steered = Steered()
+half = halving_button(steered)
+half.click()
+half.click()
+assert abs(steered.history.peak_lr - 2e-4) < 1e-12
+
+# %% [markdown]
+# **2 (medium).** Write `watch_loss`: subscribe to a run and ask it to stop, once, at the first step whose loss is above a limit or not finite. It runs in the training's thread, so it may do nothing but ask.
+
+# %% tags=["exercise"]
+def watch_loss(run, limit: float) -> None:
+    ...  # your code here
+
+# %% tags=["solution"]
+def watch_loss(run, limit: float) -> None:
+    def look(event):
+        if event.kind == "step" and not event.loss <= limit and not asked:  # `not <=` is true for NaN, too
+            asked.append(event.step)
+            run.stop()
+
+    asked = []
+    run.subscribe(look)
+
+# %%
+class Told:
+    def __init__(self):
+        self.listeners, self.stops = [], 0
+
+    def subscribe(self, listener):
+        self.listeners.append(listener)
+
+    def stop(self):
+        self.stops += 1
+
+
+for losses, stops in (([1.0, 0.9, 0.8], 0), ([1.0, 7.0, 8.0], 1), ([1.0, float("nan")], 1)):
+    told = Told()
+    watch_loss(told, limit=5.0)
+    for step, loss in enumerate(losses):
+        told.listeners[0](Stepped(step=step, epoch=0.0, loss=loss, lr=1e-4, grad_norm=1.0))
+    assert told.stops == stops
+
+# %% [markdown]
+# ## Summary
+# - A control asks; the training alone acts, before its next micro-batch. So a click is safe at any moment and felt within a step.
+# - A watcher, not the training, brings widgets up to date; what nobody looks at is not sent.
+# - The panel shows the line of code that does the same, and its picture outlives the kernel.
+#
+# **What next:** put your own table into the field *data*, or start the same run in a terminal with `ftnb run recipe.toml`. **Sources:** the documentation of ipywidgets (`FloatLogSlider`) and of anywidget; googlecolab/colabtools#3373 on messages from threads.

@@ -199,6 +199,13 @@ class TestHistory:
         assert len(history.marks) == MAX_MARKS
         assert history.marks[-1].hint == "learning rate 1e-4 → 2e-4 (head) at step 249"
 
+    def test_phases_are_marked_when_there_are_several(self):
+        first = Changed(step=0, what="phase", new="head", by="strategy")
+        history = History.from_events([started(), first, stepped(1)])
+        assert history.marks == []
+        history.add(Changed(step=9, what="phase", old="head", new="full", by="strategy"))
+        assert [(mark.step, mark.label) for mark in history.marks] == [(0, "head"), (9, "full")]
+
     def test_a_warning_is_shown(self):
         history = History.from_events([started(), Warned(step=1, code="rng", message="the generator was disturbed")])
         assert "the generator was disturbed" in history_html(history)
@@ -260,7 +267,7 @@ class TestPictures:
     def test_many_epochs_are_not_a_wall_of_lines(self):
         history = History.from_events([started(3000, steps_per_epoch=3), *(stepped(s) for s in range(1, 3001, 10))])
         assert plot_history(history).png()
-        assert history_svg(history).count('class="e"') <= 4 * 20
+        assert 'class="e"' not in history_svg(history)
 
     def test_svg_is_well_formed_and_says_what_it_shows(self):
         picture = ET.fromstring(history_svg(History.from_events(events())))

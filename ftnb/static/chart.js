@@ -3,6 +3,7 @@
 // ftnb/widgets/svg.py draws the same picture in Python; a test holds the two together.
 
 const HEIGHT = 310;
+const MAX_EPOCH_LINES = 20;
 
 export function unpack(summary, view) {
   const bytes = view ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array(0);
@@ -148,10 +149,10 @@ function legend([, top, x]) {
 
 function epochs(plots, summary) {
   const perEpoch = summary.steps_per_epoch;
-  const count = perEpoch ? Math.floor(plots[0].steps / perEpoch) : 0;
-  const stride = count ? Math.ceil(count / 20) : 1;
+  let count = perEpoch ? Math.floor(plots[0].steps / perEpoch) : 0;
+  if (count > MAX_EPOCH_LINES) count = 0; // many lines say nothing
   let out = "";
-  for (const plot of plots) for (let k = stride; k <= count; k += stride) out += plot.vertical(k * perEpoch, "e");
+  for (const plot of plots) for (let k = 1; k <= count; k++) out += plot.vertical(k * perEpoch, "e");
   return out;
 }
 
@@ -221,7 +222,7 @@ export function drawSvg(summary, view, options = {}) {
     lr.line(curves.lr, "lr"),
     speed.line(curves.speed, "speed"),
     loss.stepsAxis(6),
-    speed.stepsAxis(4),
+    speed.stepsAxis(3),
     "</svg>",
   ].join("");
 }

@@ -76,7 +76,7 @@ class LiveChart:
             self._pushed_at = self._followed_at - PUSH_EVERY
         if self._drawn and state() not in END_STATES:
             self._drawn = False
-            self._replace(self.view)
+            self._replace(*self._live())
 
     def show(self) -> None:
         """Put the chart into the output of the current cell: live, or as a picture when the run is over."""
@@ -84,9 +84,10 @@ class LiveChart:
         self._handles = [*self._handles[-7:], handle]
         if self._history is not None and self._state() in END_STATES:
             self._drawn = True
-            display(self._picture(self._history), raw=True, display_id=handle.display_id)
+            data, metadata = self._picture(self._history)
         else:
-            display(self.view, display_id=handle.display_id)
+            data, metadata = self._live()
+        display(data, metadata=metadata, raw=True, display_id=handle.display_id)
 
     @property
     def watched(self) -> bool:
@@ -102,12 +103,16 @@ class LiveChart:
         finally:
             self._lock.release()
 
-    def settle(self) -> None:
-        """Put the picture where the view was, if the run is over. To be called in the main thread only."""
+    def settle(self) -> bool:
+        """Put the picture where the view was, if the run is over; returns whether it stands there now.
+
+        To be called in the main thread only.
+        """
         over = self._history is not None and self._state() in END_STATES
         if self._history is not None and over and self._handles and not self._drawn:
             self._drawn = True
-            self._replace(self._picture(self._history), raw=True)
+            self._replace(*self._picture(self._history))
+        return self._drawn
 
     def _push(self, history: History, state: str) -> None:
         now, news = self._clock(), (id(history), history.version, state)
@@ -139,13 +144,18 @@ class LiveChart:
         self.refresh()
         self.settle()
 
-    def _picture(self, history: History) -> dict[str, Any]:
-        """The bundle that stays in a saved notebook: a PNG, and a line of text for who cannot see it."""
-        png = base64.b64encode(plot_history(history).png()).decode()
-        return {"image/png": png, "text/plain": history_text(history, state=self._state())}
+    def _live(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The view as a bundle and its metadata; ipywidgets 7 would display it without the id we need to change it."""
+        data, metadata = self.view._repr_mimebundle_()
+        return {**data, "text/plain": "The live chart of a run."}, metadata
 
-    def _replace(self, what: Any, **options: Any) -> None:
+    def _picture(self, history: History) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What stays in a saved notebook: a PNG, and a line of text for who cannot see it."""
+        png = base64.b64encode(plot_history(history).png()).decode()
+        return {"image/png": png, "text/plain": history_text(history, state=self._state())}, {}
+
+    def _replace(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Change what the outputs show; an output whose page was reloaded since is out of reach and stays as it is."""
         for handle in self._handles:
             with contextlib.suppress(RuntimeError):  # some kernels refuse to display outside a cell
-                handle.update(what, **options)
+                handle.update(data, metadata=metadata, raw=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ftnb.widgets.svg import PALETTE, Curve, format_number, step_range, unpack
+from ftnb.widgets.svg import MAX_EPOCH_LINES, PALETTE, Curve, format_number, step_range, unpack
 
 _DRAWING = threading.RLock()
 _STEPS = [1, 2, 2.5, 5, 10]
@@ -52,7 +52,7 @@ def _style(axes: Axes, title: str, summary: dict[str, Any], num_ticks: int) -> N
     steps, per_epoch = step_range(summary), summary["steps_per_epoch"]
     axes.set_xlim(0, steps)
     count = math.floor(steps / per_epoch) if per_epoch else 0
-    for k in range(1, count + 1, math.ceil(count / 20) or 1):
+    for k in range(1, count + 1 if count <= MAX_EPOCH_LINES else 0):
         axes.axvline(k * per_epoch, color="#000000", alpha=0.3, linewidth=0.8, linestyle=(0, (1, 3)))
     for mark in summary["marks"]:
         axes.axvline(mark["step"], color=MARK_COLORS[mark["kind"]], linewidth=0.9, linestyle=(0, (4, 3)))

@@ -12,7 +12,7 @@ from ftnb.strategies import STRATEGIES
 from ftnb.widgets.controls import hint, log_slider, named, row, set_log, stack
 
 # Labels are as wide as the longest in their column, so that two columns fit into 680 pixels.
-LABEL, RIGHT, SECOND = "64px", "90px", "66px"
+LABEL, RIGHT, SECOND = "64px", "100px", "78px"
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 EXAMPLES = {

@@ -14,6 +14,8 @@ import numpy as np
 # Okabe and Ito's colours, told apart by colour-blind readers; green and purple darkened to 3:1 on white.
 PALETTE = {"loss": "#0072b2", "valid": "#d55e00", "metric": "#008560", "lr": "#a4508b", "speed": "#6b6b6b"}
 
+MAX_EPOCH_LINES = 20
+
 Curve = tuple[list[float], list[float]]
 # Left, top, right, bottom of one plot's frame in pixels.
 Box = tuple[float, float, float, float]
@@ -169,8 +171,8 @@ def _legend(box: Box) -> str:
 def _epochs(plots: Sequence[_Plot], summary: dict[str, Any]) -> str:
     per_epoch = summary["steps_per_epoch"]
     count = math.floor(plots[0].steps / per_epoch) if per_epoch else 0
-    stride = math.ceil(count / 20) if count else 1
-    steps = [k * per_epoch for k in range(stride, count + 1, stride)]
+    count = count if count <= MAX_EPOCH_LINES else 0  # many lines say nothing
+    steps = [k * per_epoch for k in range(1, count + 1)]
     return "".join(plot.vertical(step, "e") for plot in plots for step in steps)
 
 
@@ -243,7 +245,7 @@ def draw_svg(summary: dict[str, Any], points: bytes, width: float = 700, height:
             lr.line(curves["lr"], "lr"),
             speed.line(curves["speed"], "speed"),
             loss.steps_axis(6),
-            speed.steps_axis(4),
+            speed.steps_axis(3),
             "</svg>",
         )
     )

@@ -146,6 +146,7 @@ def open_notebook(lab: Lab, watched: Watched) -> Callable[[str], object]:
             "() => window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'",
             timeout=60_000,
         )
+        page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
         return page
 
     return open_it
