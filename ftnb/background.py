@@ -68,8 +68,8 @@ class Record:
             self.journal.append(event)
 
     def seconds(self) -> float:
-        """Time since the journal was opened."""
-        return time.perf_counter() - self._start
+        """Time since the training began, 0 before."""
+        return time.perf_counter() - self._start if self.journal is not None else 0.0
 
     def add(self, event: Event) -> None:
         """Write an event down, then tell it."""
@@ -257,7 +257,7 @@ def end(background: BackgroundTraining, training: Training, last: Finished) -> N
             saved = save(background, "best") and saved
     if not saved:
         raise RunError(f"a model could not be saved in {background.folder}. It is in memory: make room and save it.")
-    background.record.add(last)
+    background.record.add(replace(last, time=background.record.seconds()))
     background.record.close()
     background.state = "stopped" if last.reason == "stopped" else "done"
 

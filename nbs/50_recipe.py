@@ -277,11 +277,11 @@ def write_toml(recipe: Recipe, comments: bool) -> str:
     for key, rule in rules().items():
         value = getattr(recipe, key)
         note = f"  # {rule.help}" if comments else ""
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             tables += ["", f"[{key}]{note}", *(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items())]
-        elif value is not None:
+        elif value not in (None, {}):
             values.append(f"{key} = {toml_value(value)}{note}")
-        elif comments:
+        elif comments and value is None:
             values.append(f"# {key} = 100{note}; off")
     return "\n".join([*values, *tables]) + "\n"
 

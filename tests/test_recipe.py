@@ -39,7 +39,7 @@ def finetune(**settings):
 
 
 @given(RECIPES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_file_and_line_of_code_give_the_recipe_back(recipe):
     assert Recipe.from_toml(recipe.to_toml()) == recipe
     assert Recipe.from_toml(recipe.to_toml(comments=True)) == recipe
@@ -48,13 +48,13 @@ def test_file_and_line_of_code_give_the_recipe_back(recipe):
 
 
 @given(st.text())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_text_survives_toml(text):
     assert tomllib.loads(f"value = {toml_value(text)}") == {"value": text}
 
 
 @given(st.dictionaries(st.sampled_from([*rules(), "lrr"]), st.none() | st.booleans() | st.integers() | st.text()))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_settings_make_a_recipe_or_name_what_is_wrong(data):
     data.pop("strategy", None)  # judged by the strategies, below
     try:
