@@ -117,26 +117,35 @@ def _rows(module: nn.Module, path: str) -> Iterator[_Piece]:
 def _pieces(module: nn.Module, path: str, skip: frozenset[str]) -> Iterator[_Piece]:
     """Walk from input to output: candidates for blocks, and what lies between them."""
     inside = isinstance(module, _CONTAINERS)
+    alone = sum(_is_rich(entry) for entry in _entries(module) if not isinstance(entry, _CONTAINERS)) == 1
     for row in _rows(module, path):
         if skip.issuperset(row.paths):
             continue
-        if not _opens(row, inside):
+        if not _opens(row, inside, alone):
             yield replace(row, candidate=(inside or len(row.paths) > 1) and not isinstance(row.nodes[0], _CONTAINERS))
             continue
         for p, node in zip(row.paths, row.nodes, strict=True):
             piece = _Piece((p,), (node,))
-            opened = isinstance(node, nn.Module) and _opens(piece, inside)
+            opened = isinstance(node, nn.Module) and _opens(piece, inside, alone)
             yield from _pieces(cast(nn.Module, node), p, skip) if opened else [piece]
 
 
-def _opens(row: _Piece, inside: bool) -> bool:
-    """Whether to look inside a row rather than take it whole; `inside` says that it is an entry of a container."""
+def _opens(row: _Piece, inside: bool, alone: bool) -> bool:
+    """Whether to look inside a row rather than take it whole.
+
+    Outside containers, whatever holds a stack is opened; inside, only stages and further containers, and an entry that
+    stands alone there with a run of blocks in it (a container around a whole model).
+    """
     for node in row.nodes:
         if isinstance(node, _CONTAINERS):
             if _is_stack(node):
                 return True
-        elif isinstance(node, nn.Module) and (_is_stage(node) if inside or len(row.nodes) > 1 else _holds_stack(node)):
-            return True
+        elif isinstance(node, nn.Module):
+            chained = inside or len(row.nodes) > 1
+            if _is_stage(node) or (alone and any(map(_is_stage, node.modules()))):
+                return True
+            if not chained and _holds_stack(node):
+                return True
     return False
 
 

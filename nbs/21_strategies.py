@@ -70,8 +70,8 @@ def build_phase(
             runs.append((value, [group]))
     if not any(value > 0 for value, _ in runs):
         raise StrategyError(
-            f"phase {name!r} would train nothing: {type(model).__name__} has no head of its own "
-            "(it has none, or shares its weights with the embeddings). Use another strategy."
+            f"phase {name!r} would train nothing: {type(model).__name__} has no head of its own (a language model's "
+            "output weights are often its embeddings). Use 'full', 'top-k' or 'layer-decay'."
         )
     members = [[model.get_parameter(p) for group in run for p in group.parameters] for _, run in runs]
     return Phase(
@@ -243,7 +243,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     """A hint "Did you mean …?", or the list of what there is."""
     known = list(known)
     near = get_close_matches(word, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"It may be {', '.join(known) or 'nothing'}."
+    return f"Did you mean {near[0]!r}?" if near else f"There is {', '.join(known) or 'none'}."
 
 
 def strategy_from(data: str | Mapping[str, Any]) -> AnyStrategy:
