@@ -383,7 +383,7 @@ assert max(careful) == 0.0 and max(careless) > 0.0
 fig, ax = plt.subplots(figsize=(6.4, 2.6), dpi=80)
 ax.plot(range(1, 31), careless, "o", color="C1", ms=8, label="leftovers kept")
 ax.plot(range(1, 31), careful, "o", color="C0", ms=4, label="half-done work forgotten")
-ax.set(xlabel="forward pass that raised", ylabel="largest difference of a weight")
+ax.set(xlabel="forward pass that raised", ylabel="weight difference")
 ax.set_title("After an error, going on: distance from the undisturbed run", fontsize=11)
 ax.legend(frameon=False)
 fig.tight_layout()

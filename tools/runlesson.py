@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from tools.lessons import ROOT, read_lesson
 
 
-def run_lesson(lesson: Path, out: Path, timeout: int = 180) -> list[Path]:
+def run_lesson(lesson: Path, out: Path, timeout: int = 900) -> list[Path]:
     """Execute a lesson in a fresh kernel, write the executed notebook and its PNGs below `out`.
 
     Raises:
