@@ -26,6 +26,7 @@ __all__ = [
     "start_line",
     "end_line",
     "status_line",
+    "in_plain_words",
     "device_line",
     "BUTTONS",
     "STEERABLE",
@@ -55,7 +56,8 @@ def end_line(run: Run) -> str:
     """What came out, and where it is."""
     best, name = run.history.best, run.history.metric
     score = f" Best {name}: {format_number(best[1])} at step {best[0]:.0f}." if best else ""
-    return f"{run.state.capitalize()}.{score} The model is in {near(run.folder / BEST)}; run.predict([...]) asks it."
+    model = near(run.folder / BEST)
+    return f"{run.state.capitalize()}.{score} The model is in {model}; panel.run.predict([...]) asks it."
 
 
 def status_line(run: Run | None) -> str:
@@ -69,10 +71,17 @@ def status_line(run: Run | None) -> str:
         "running": start_line(run.history.started),
         "paused": f"Paused at step {run.history.step}. Nothing is lost, and the notebook is free.",
         "stopping": "Stopping: a last evaluation, then the best and the last model are kept.",
-        "failed": f"Failed. What there is lies in {near(run.folder)}; run.traceback says where it happened."
+        "failed": f"Failed. What there is lies in {near(run.folder)}; panel.run.traceback says where it happened."
         if run.history.started
         else "Nothing was started.",
     }[run.state]
+
+
+def in_plain_words(error: str) -> str:
+    """An error's message without its class, if the message was written for people; else as it is."""
+    kind, colon, message = error.partition(": ")
+    ours = ("DataError", "ModelError", "RecipeError", "StrategyError", "DeviceError")
+    return message if colon and kind in ours else error
 
 
 def device_line(recipe: Recipe) -> str:
@@ -112,6 +121,7 @@ class Panel:
             recipe = self.run.recipe
         self._lock, self._asked, self._refused = threading.RLock(), "", ""
         self._peak: float | None = None
+        self._holding = False  # a pause was asked for and is not in force yet
         self.status, self.error, self.here, self.code = (line(n) for n in ("status", "error", "here", "code"))
         self.buttons = {name: button(name, *rest) for name, rest in BUTTONS.items()}
         text = "Set the run's peak learning rate, from the next step on; the schedule's shape goes on"
@@ -157,13 +167,14 @@ class Panel:
             usable = {"start": state in (*ENDED, "idle"), "stop": state in (*STEERABLE, "stopping")}
             for name, widget in {**self.buttons, "lr": self.lr}.items():
                 _set(widget, disabled=not usable.get(name, state in STEERABLE))
-            held = state == "paused"
+            self._holding = self._holding and state in ("preparing", "running")
+            held = self._holding or state == "paused"
             _set(self.buttons["pause"], description="Resume" if held else "Pause", icon="play" if held else "pause")
             self.form.enable(state in (*ENDED, "idle"))
             if run is not None:
                 self._show_news(run)
             say(self.status, f"{status_line(run)} {self._asked}".strip())
-            say(self.error, self._refused or (run.error if run else ""), role="alert")
+            say(self.error, self._refused or (in_plain_words(run.error) if run else ""), role="alert")
         self.chart.refresh()
 
     def _show_news(self, run: Run) -> None:
@@ -184,9 +195,12 @@ class Panel:
         """What a button asks for."""
         if name == "start":
             self.start(prepare_in_thread=True)
+        elif self.run is not None and name == "pause":
+            held = self._holding or self.run.state == "paused"
+            self._holding = not held
+            self.run.resume() if held else self.run.pause()
         elif self.run is not None:
-            paused = name == "pause" and self.run.state == "paused"
-            getattr(self.run, "resume" if paused else name)()
+            getattr(self.run, name)()
 
     def _set_lr(self, lr: float) -> None:
         if self.run is not None and self.run.state in STEERABLE and lr != self._peak:

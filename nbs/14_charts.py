@@ -471,10 +471,12 @@ def history_svg(history: History, *, width: float = 700, height: float = 310, lo
     return draw_svg(summary, points, width, height, log)
 
 
-def history_html(history: History, *, state: str | None = None, max_points: int = 1000) -> str:
+def history_html(
+    history: History, *, state: str | None = None, max_points: int = 1000, width: float = 700
+) -> str:
     """State, progress, last values and picture as HTML that needs no script: for pages where no live chart can be."""
     summary, points = history.snapshot(max_points, state)
-    return f'<div class="ftnb">{header_html(summary)}{draw_svg(summary, points)}</div>'
+    return f'<div class="ftnb">{header_html(summary)}{draw_svg(summary, points, width)}</div>'
 
 
 def history_text(history: History, *, state: str | None = None) -> str:

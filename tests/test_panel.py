@@ -137,6 +137,18 @@ class TestCommands:
         assert not any(widget.disabled for widget in panel.form.fields.values())
         assert "Stopped." in panel.status.value
 
+    def test_a_second_click_takes_a_pause_back_before_it_is_in_force(self, runs, monkeypatch):
+        slow(monkeypatch)
+        panel = Panel()
+        run = started(panel)
+        for name in ("pause", "resume"):  # a real run holds only after the work in hand
+            monkeypatch.setattr(run, name, lambda name=name: run.asked.append(name))
+        panel.buttons["pause"].click()
+        assert panel.buttons["pause"].description == "Resume"
+        panel.buttons["pause"].click()
+        assert panel.buttons["pause"].description == "Pause"
+        assert run.asked[-2:] == ["pause", "resume"]
+
     def test_the_live_rate_is_asked_for_and_acknowledged(self, runs, monkeypatch):
         slow(monkeypatch)
         panel = Panel()

@@ -164,6 +164,13 @@ def test_a_finished_run_is_shown_as_a_picture_at_once(scene):
     assert "image/png" in scene.outputs[0]
 
 
+def test_a_run_that_failed_before_it_began_leaves_no_picture(scene):
+    scene.chart.follow(History(), lambda: "failed")
+    scene.chart.show()
+    assert is_view(scene.outputs[0])
+    assert not scene.chart.settle()
+
+
 def test_the_next_run_brings_the_view_back(scene):
     scene.chart.show()
     scene.state = "done"

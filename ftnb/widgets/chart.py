@@ -74,6 +74,7 @@ class LiveChart:
             self._history, self._state, self._sent = history, state, None
             self._followed_at = self._clock()
             self._pushed_at = self._followed_at - PUSH_EVERY
+            self.fallback.value = ""
         if self._drawn and state() not in END_STATES:
             self._drawn = False
             self._replace(*self._live())
@@ -82,7 +83,7 @@ class LiveChart:
         """Put the chart into the output of the current cell: live, or as a picture when the run is over."""
         handle = DisplayHandle()
         self._handles = [*self._handles[-7:], handle]
-        if self._history is not None and self._state() in END_STATES:
+        if self._history is not None and self._over():
             self._drawn = True
             data, metadata = self._picture(self._history)
         else:
@@ -108,11 +109,14 @@ class LiveChart:
 
         To be called in the main thread only.
         """
-        over = self._history is not None and self._state() in END_STATES
-        if self._history is not None and over and self._handles and not self._drawn:
+        if self._history is not None and self._over() and self._handles and not self._drawn:
             self._drawn = True
             self._replace(*self._picture(self._history))
         return self._drawn
+
+    def _over(self) -> bool:
+        """Whether there is an end to be drawn; a run that failed before its first step left nothing to see."""
+        return self._history is not None and self._history.started is not None and self._state() in END_STATES
 
     def _push(self, history: History, state: str) -> None:
         now, news = self._clock(), (id(history), history.version, state)
@@ -128,7 +132,9 @@ class LiveChart:
             # the gaps grow with the run, and an hour of it costs some hundred small messages.
             if now - self._pushed_at < max(1.0, (now - self._followed_at) / 200) and state not in END_STATES:
                 return
-            self.fallback.value = f"<style>{stylesheet()}</style>" + history_html(history, state=state, max_points=400)
+            self.fallback.value = f"<style>{stylesheet()}</style>" + history_html(
+                history, state=state, max_points=400, width=800
+            )
         else:
             return
         self._sent, self._pushed_at = news, now
@@ -146,7 +152,7 @@ class LiveChart:
 
     def _live(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The view as a bundle and its metadata; ipywidgets 7 would display it without the id we need to change it."""
-        data, metadata = self.view._repr_mimebundle_()
+        data, metadata = self.view._repr_mimebundle_() or ({}, {})
         return {**data, "text/plain": "The live chart of a run."}, metadata
 
     def _picture(self, history: History) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,9 +9,9 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ftnb.widgets.svg import MAX_EPOCH_LINES, PALETTE, Curve, format_number, step_range, unpack
+from ftnb.widgets.svg import MAX_EPOCH_LINES, PALETTE, Curve, format_number, step_range, unpack, value_range
 
 _DRAWING = threading.RLock()
 _STEPS = [1, 2, 2.5, 5, 10]
@@ -62,47 +62,61 @@ MARK_COLORS = {"lr": PALETTE["lr"], "pause": "#8a5a00", "warning": "#b3261e", "p
 
 
 def _label_marks(axes: Axes, summary: dict[str, Any]) -> None:
-    """Write the marks' labels along the top of the plot, leaving out what would overlap."""
-    free_from, per_letter = -1.0, step_range(summary) / 70
+    """Write the marks' labels along the top of the plot, leaving out what would overlap or stick out."""
+    steps, free_from = step_range(summary), -1.0
     for mark in summary["marks"]:
-        if mark["step"] >= free_from:
+        until = mark["step"] + steps / 70 * (len(mark["label"]) + 2)
+        if mark["step"] >= free_from and until <= steps * 1.02:
             color = MARK_COLORS[mark["kind"]]
             position = (mark["step"], 1.0)
             axes.annotate(mark["label"], position, (3, -8), xycoords=("data", "axes fraction"),
                           textcoords="offset points", color=color, fontsize=8)  # fmt: skip
-            free_from = mark["step"] + per_letter * (len(mark["label"]) + 2)
+            free_from = until
+
+
+def _make_logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.autoscale(axis="y")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _line(axes: Axes, curve: Curve, color: str, **style: Any) -> None:
+    """A curve; of a single point, a dot."""
+    axes.plot(*curve, color=color, marker="o" if len(curve[0]) == 1 else "", markersize=3, **style)
 
 
 def _draw(figure: Figure, summary: dict[str, Any], curves: dict[str, Curve], log: bool) -> None:
     grid = figure.add_gridspec(3, 2, width_ratios=(1.75, 1))
     loss = figure.add_subplot(grid[:, 0])
     metric, lr, speed = (figure.add_subplot(grid[row, 1]) for row in range(3))
-    loss.plot(*curves["loss"], color=PALETTE["loss"], alpha=0.32, linewidth=0.9)
-    loss.plot(*curves["smooth"], color=PALETTE["loss"], linewidth=2, label="train")
-    loss.plot(*curves["valid_loss"], "o-", color=PALETTE["valid"], markersize=4, linewidth=1.4, label="validation")
-    loss.set_yscale("log" if log else "linear")
-    metric.plot(*curves["metric"], "o-", color=PALETTE["metric"], markersize=4, linewidth=1.4)
-    lr.plot(*curves["lr"], color=PALETTE["lr"], linewidth=1.5)
-    speed.plot(*curves["speed"], color=PALETTE["speed"], linewidth=1.2)
-    for axes, title, ticks in ((loss, "loss", 6), (metric, summary["metric"] or "metric", 3),
-                               (lr, "learning rate", 3), (speed, "examples per second", 3)):  # fmt: skip
+    # Dots on the frame are drawn whole; they take no part in the layout, which an empty unclipped line would upset.
+    whole: dict[str, Any] = {"clip_on": False, "in_layout": False}
+    dots = {"marker": "o", "markersize": 4, "linewidth": 1.4, "zorder": 3, **whole}
+    _line(loss, curves["loss"], PALETTE["loss"], alpha=0.32, linewidth=0.9)
+    _line(loss, curves["smooth"], PALETTE["loss"], linewidth=2, label="train")
+    loss.plot(*curves["valid_loss"], color=PALETTE["valid"], label="validation", **dots)
+    metric.plot(*curves["metric"], color=PALETTE["metric"], **dots)
+    _line(lr, curves["lr"], PALETTE["lr"], linewidth=1.5)
+    _line(speed, curves["speed"], PALETTE["speed"], linewidth=1.2)
+    losses = [curves[name] for name in ("loss", "smooth", "valid_loss")]
+    log = log and min((y for _, ys in losses for y in ys), default=0) > 0
+    for axes, title, ticks, shown in (
+        (loss, "loss", 6, losses), (metric, summary["metric"] or "metric", 3, [curves["metric"]]),
+        (lr, "learning rate", 3, [curves["lr"]]), (speed, "examples per second", 3, [curves["speed"]]),
+    ):  # fmt: skip
         _style(axes, title, summary, ticks)
-    for axes in (lr, speed):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(*value_range(shown, from_zero=axes in (lr, speed)))
+    if log:
+        _make_logarithmic(loss)
     for axes in (metric, lr):
         axes.tick_params(labelbottom=False)
-    if summary["best"]:
-        metric.plot(summary["best"]["step"], summary["best"]["value"], "o", markersize=9, mfc="none", mec="#333333")
+    if best := summary["best"]:
+        metric.plot(best["step"], best["value"], "o", markersize=9, mfc="none", mec="#333333", zorder=4, **whole)
     _label_marks(loss, summary)
-    loss.legend(
-        frameon=False,
-        fontsize=8,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 0.985),
-        ncols=2,
-        borderpad=0,
-        labelcolor="#333333",
-    )
+    loss.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.985), ncols=2, borderpad=0,
+                labelcolor="#333333")  # fmt: skip
     loss.set_xlabel("step", fontsize=8, color="#333333", loc="right", labelpad=1)
 
 

@@ -67,18 +67,30 @@ def change_theme(page, name):
     page.wait_for_timeout(700)
 
 
+def set_rate(page, text):
+    readout = page.locator(".ftnb-lr .widget-readout")
+    readout.fill(text)
+    readout.press("Enter")
+
+
+def take_picture(page, name):
+    """The panel and the chart, as they stand on the page."""
+    OUT.mkdir(exist_ok=True)
+    page.mouse.move(5, 5)
+    page.locator(".jp-Cell-outputArea").first.screenshot(path=OUT / name)
+
+
 def save(page):
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty", timeout=30_000)
 
 
 def test_start_steer_reload_stop(lab, open_notebook, watched):
-    lab.write("panel.ipynb", SHOW.format(settings="num_epochs=1000, eval_every=40, warmup=0.01"), ASK)
+    lab.write("panel.ipynb", SHOW.format(settings="num_epochs=1000, eval_every=20, warmup=0.01"), ASK)
     page = open_notebook("panel.ipynb")
     page.set_viewport_size({"width": 1000, "height": 1100})
     run_cell(page, 0, 1)
     page.locator(".ftnb-start:not([disabled])").wait_for()
-    OUT.mkdir(exist_ok=True)
 
     page.locator(".ftnb-start").click()
     wait_for_step(page, 1)
@@ -87,9 +99,7 @@ def test_start_steer_reload_stop(lab, open_notebook, watched):
     assert page.locator(".ftnb-chart svg path.loss").nth(1).get_attribute("d") != first
 
     # A learning rate set while it trains: asked for on the page, in force at a step, marked in the picture.
-    readout = page.locator(".ftnb-lr .widget-readout")
-    readout.fill("0.0002")
-    readout.press("Enter")
+    set_rate(page, "0.0002")
     page.locator(".ftnb-chart svg text.k-lr").first.wait_for()
     assert page.locator(".ftnb-chart svg text.k-lr").first.text_content() == "lr 2e-4"
 
@@ -105,11 +115,8 @@ def test_start_steer_reload_stop(lab, open_notebook, watched):
     wait_for_state(page, "running")
     wait_for_step(page, held + 80)
 
-    output = page.locator(".jp-Cell-outputWrapper").first
-    page.mouse.move(5, 5)
-    output.screenshot(path=OUT / "panel-light.png")
     change_theme(page, "JupyterLab Dark")
-    output.screenshot(path=OUT / "panel-dark.png")
+    take_picture(page, "panel-dark.png")
     change_theme(page, "JupyterLab Light")
 
     save(page)
@@ -136,16 +143,24 @@ def test_start_steer_reload_stop(lab, open_notebook, watched):
 
     # A second run from the same panel: live again, then a picture again, in place.
     epochs = page.locator(".ftnb-num-epochs input")
-    epochs.fill("2")
+    epochs.fill("60")
     epochs.press("Tab")
     page.locator(".ftnb-start").click()
-    page.locator(".ftnb-chart .ftnb-step").wait_for(timeout=PATIENCE * 1000)
-    page.locator(".ftnb-status", has_text="Done.").wait_for(timeout=PATIENCE * 1000)
+    wait_for_step(page, 50)
+    page.locator(".ftnb-pause").click()
+    wait_for_state(page, "paused")
+    set_rate(page, "0.0003")
+    page.locator(".ftnb-pause").click()
+    wait_for_step(page, 110)
+    take_picture(page, "panel-light.png")
+    page.locator(".ftnb-stop").click()
+    page.locator(".ftnb-status", has_text="Stopped.").wait_for(timeout=PATIENCE * 1000)
     cell.locator(".jp-RenderedImage img").wait_for()
     assert page.locator(".ftnb-chart .ftnb-step").count() == 0
 
     if os.environ.get("FTNB_UPDATE_PICTURES"):
         assert (OUT / "panel-light.png").stat().st_size < 200_000
+        (ROOT / "nbs" / "images").mkdir(exist_ok=True)
         shutil.copy(OUT / "panel-light.png", ROOT / "nbs" / "images" / "panel.png")
 
 
