@@ -144,6 +144,7 @@ def test_the_quickstart_shows_progress_and_ends_with_its_result(
     ("old", "new", "message"),
     [
         ("value += 0.25", "raise ValueError('no data')", "failed in 'Train': ValueError: no data"),
+        ("value += 0.25", "os._exit(1)", "The kernel died in 'Train'"),
         ('f"quickstart: a', 'f"a', "shows no line"),
     ],
 )

@@ -6,6 +6,7 @@ that begins with `quickstart:`; it is printed last.
 
 import ast
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from tools.derive import derive
@@ -88,7 +89,8 @@ def run(lesson: Path, folder: Path = ROOT) -> str:
     client = NotebookClient(notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(folder)}})
     heading = ""
     try:
-        with client.setup_kernel(env=kernel_environment()):
+        # What a cell says comes through the protocol; the kernel's own standard error is notes for its developers.
+        with client.setup_kernel(env=kernel_environment(), stderr=subprocess.DEVNULL):
             for heading, indices in sections(notebook):
                 with _timed(heading):
                     for index in indices:
@@ -97,6 +99,10 @@ def run(lesson: Path, folder: Path = ROOT) -> str:
         raise SystemExit(
             f"The quickstart failed in {heading!r}: {error.ename}: {error.evalue}\n\n{plain_text(str(error))}"
         ) from None
+    except DeadKernelError:
+        raise SystemExit(f"The kernel died in {heading!r}; often that means too little memory.") from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"Stopped by hand in {heading!r}.") from None
     except CellTimeoutError:
         raise SystemExit(f"The quickstart took longer than {CELL_TIMEOUT} s in one cell of {heading!r}.") from None
     line = result_line(notebook)
