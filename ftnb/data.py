@@ -175,7 +175,7 @@ def batch_order(
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(num_examples) if shuffle else np.arange(num_examples)
     sizes = [batch_size] * (num_examples // batch_size)
-    pool = min(50, max(1, len(sizes) // 4)) * batch_size if shuffle else num_examples
+    pool = min(50, max(2, len(sizes) // 4)) * batch_size if shuffle else num_examples
     if lengths is not None:
         pools = np.split(order, range(pool, num_examples, pool))
         order = np.concatenate([p[np.argsort(-np.asarray(lengths)[p], kind="stable")] for p in pools])

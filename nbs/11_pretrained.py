@@ -24,9 +24,37 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 # %%
+import builtins
+import json
+import os
+import pickle
 import tempfile
 
 import matplotlib.pyplot as plt
+from safetensors.torch import load_file
+
+from ftnb.builtin.reviews import polar_words
+from ftnb.metrics import accuracy_interval
+
+# %% [markdown]
+# ## What a checkpoint is
+#
+# A folder with three things. `config.json` says which architecture and how large; `model.safetensors` holds the tensors by name; the tokenizer's files say which number stands for which piece of text. None of the three is of use without the other two. Here is the one that comes with this project:
+
+# %%
+folder = Path(str(files("ftnb"))) / "weights" / "bert-reviews"
+{path.name: f"{path.stat().st_size / 1000:.0f} kB" for path in sorted(folder.iterdir()) if path.suffix != ".md"}
+
+# %%
+config = json.loads((folder / "config.json").read_text())
+{key: config[key] for key in ("model_type", "architectures", "num_hidden_layers", "hidden_size", "vocab_size")}
+
+# %%
+shapes = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+list(shapes.items())[:3], f"{len(shapes)} tensors"
+
+# %% [markdown]
+# There is no tensor for *your* labels among them. What comes next is to put a model together from this folder, and to know exactly which part of it is new.
 
 # %%
 #| export
@@ -269,3 +297,206 @@ def _load_weights(
         new |= _renew_head(model, auto_class, config)
         notices.append("the checkpoint's head was made for other labels; the head starts new.")
     return model, new, notices
+
+# %% [markdown]
+# The smallest use. Two parameters are new, the head's; everything else comes from the checkpoint:
+
+# %%
+loaded = load_pretrained("builtin:bert-reviews", "text-classification", ["negative", "positive"])
+sorted(loaded.new_parameters), loaded.source, loaded.notices
+
+# %%
+count = {name: p.numel() for name, p in loaded.model.named_parameters()}
+new = sum(count[name] for name in loaded.new_parameters)
+f"{sum(count.values()):,} parameters, {new:,} of them new ({new / sum(count.values()):.2%})"
+
+# %%
+assert loaded.new_parameters == {"classifier.weight", "classifier.bias"}
+
+# %% [markdown]
+# ### The mode it comes in
+#
+# `from_pretrained` leaves a model in *eval* mode: dropout does nothing. That is right for predicting, and a loop that forgets `model.train()` fine-tunes without dropout and never says so. In eval mode the same text gives the same logits twice, in training mode it does not:
+
+# %%
+inputs = loaded.processor(["the film was lovely ."], return_tensors="pt")
+with torch.no_grad():
+    loaded_mode = loaded.model.training
+    twice_eval = [loaded.model(**inputs).logits for _ in range(2)]
+    loaded.model.train()
+    twice_train = [loaded.model(**inputs).logits for _ in range(2)]
+    loaded.model.eval()
+loaded_mode, twice_eval, twice_train
+
+# %%
+assert not loaded_mode and torch.equal(*twice_eval) and not torch.equal(*twice_train)
+
+# %% [markdown]
+# ### A head for other labels
+#
+# Save the model as it is and load it for two *other* labels: the shapes fit, so nothing would complain. The head starts new all the same, and a notice says why. For the same labels in another order the head stays, and so does its order:
+
+# %%
+saved = tempfile.mkdtemp()
+with quiet_transformers():
+    loaded.model.save_pretrained(saved)
+    loaded.processor.save_pretrained(saved)
+other = load_pretrained(saved, "text-classification", ["sport", "politics"])
+same = load_pretrained(saved, "text-classification", ["positive", "negative"])
+other.notices, sorted(other.new_parameters), same.model.config.id2label, sorted(same.new_parameters)
+
+# %%
+assert other.new_parameters == {"classifier.weight", "classifier.bias"} and not same.new_parameters
+
+# %% [markdown]
+# ### When it does not work
+#
+# An error says what to do. Without a network, a model on the Hub:
+
+# %%
+os.environ["HF_HUB_OFFLINE"] = "1"
+try:
+    load_pretrained("google-bert/bert-base-uncased-of-nobody", "text-classification", ["no", "yes"])
+except ModelError as error:
+    message = str(error)
+message
+
+# %% [markdown]
+# One mistake is silent in the library below: for a folder without tokenizer files it makes up a tokenizer that knows five special tokens and nothing else, and every word becomes `[UNK]`. Here that is an error too.
+
+# %%
+(Path(saved) / "tokenizer.json").unlink()
+with quiet_transformers():
+    made_up = transformers.AutoTokenizer.from_pretrained(saved)
+try:
+    load_pretrained(saved, "text-classification", ["no", "yes"])
+except ModelError as error:
+    message = str(error).replace(saved, "the folder")
+len(made_up), made_up.tokenize("the film was lovely ."), message
+
+# %%
+assert len(made_up) <= 5 and "no tokenizer" in message
+
+# %% [markdown]
+# ## The experiment: what does it know before fine-tuning?
+#
+# **Claim.** The built-in BERT, which never saw a label, already keeps praising and complaining words apart; the same architecture with random weights does not. We put each polar word into one neutral sentence, take the mean of the last hidden states, and ask for the side of each word by the nearer of the two class means, computed without that word. Chance is 0.5. The claim would be refuted if the pretrained model's interval reached down to the best of five random ones.
+
+# %%
+words = [(word, side) for side in ("negative", "positive") for word in polar_words(side)]
+sides = torch.tensor([side == "positive" for _, side in words])
+
+@torch.no_grad()
+def hidden_states(loaded: Pretrained) -> torch.Tensor:
+    """The mean last hidden state of one sentence per word, shape (words, hidden)."""
+    sentences = [f"the film was {word} ." for word, _ in words]
+    inputs = loaded.processor(sentences, return_tensors="pt", padding=True)
+    states = loaded.model.base_model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    return (states * mask).sum(1) / mask.sum(1)
+
+def nearer_mean_accuracy(states: torch.Tensor) -> float:
+    right = 0
+    for i, state in enumerate(states):
+        others = torch.arange(len(states)) != i
+        means = [states[others & (sides == side)].mean(0) for side in (False, True)]
+        right += ((state - means[1]).norm() < (state - means[0]).norm()) == sides[i]
+    return float(right) / len(states)
+
+# %%
+pretrained_states = hidden_states(loaded)
+random_states = [
+    hidden_states(load_pretrained("builtin:bert-reviews", "text-classification", ["negative", "positive"], scratch=True, seed=seed))
+    for seed in range(5)
+]
+accuracy = nearer_mean_accuracy(pretrained_states)
+random_accuracy = [nearer_mean_accuracy(states) for states in random_states]
+interval = accuracy_interval(accuracy * len(words), len(words))
+len(words), accuracy, interval, random_accuracy
+
+# %% [markdown]
+# The same as a picture: each word at its two main directions of variation.
+
+# %%
+def plane(states: torch.Tensor) -> torch.Tensor:
+    centred = states - states.mean(0)
+    return centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T  # (words, 2)
+
+fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), dpi=80, layout="constrained")
+for ax, states, title in zip(axes, (pretrained_states, random_states[0]), ("pretrained", "random weights"), strict=True):
+    points = plane(states)
+    for side, name, colour in ((True, "praising", "tab:blue"), (False, "complaining", "tab:orange")):
+        ax.scatter(*points[sides == side].T, s=14, label=name, color=colour)
+    ax.set(title=title, xticks=[], yticks=[])
+axes[0].legend(frameon=False)
+plt.show()
+
+# %%
+assert interval[0] > max(random_accuracy)
+
+# %% [markdown]
+# Fine-tuning has to find that direction, not to make it. That is why a few labels can be enough.
+#
+# ## The story: weights that run code
+#
+# For years a checkpoint was a *pickle*, Python's format for any object. A pickle is a small program, and opening it runs it: whoever publishes weights can run code on your machine. In February 2024 JFrog reported about a hundred such models on the Hub, one of which opened a shell to its author. Here is a harmless one: opening it sets a flag.
+
+# %%
+class Harmless:
+    def __reduce__(self):
+        return (exec, ("import builtins; builtins.was_here = True",))
+
+builtins.was_here = False
+pickle.loads(pickle.dumps({"weights": Harmless()}))
+builtins.was_here
+
+# %%
+assert builtins.was_here
+
+# %% [markdown]
+# PyTorch has since made `torch.load` refuse all but tensors, and safetensors can hold nothing else. We read safetensors only, and never code that a checkpoint brings along.
+#
+# ## Exercises
+#
+# **1 (easy).** Write `new_share`: the share of a loaded model's parameters (counted by numbers, not by names) that start random.
+
+# %% tags=["exercise"]
+def new_share(loaded: Pretrained) -> float:
+    ...  # your code here
+
+# %% tags=["solution"]
+def new_share(loaded: Pretrained) -> float:
+    sizes = {name: p.numel() for name, p in loaded.model.named_parameters()}
+    return sum(sizes[name] for name in loaded.new_parameters) / sum(sizes.values())
+
+# %%
+scratch = load_pretrained("builtin:bert-reviews", "text-classification", ["no", "yes"], scratch=True)
+assert new_share(scratch) == 1.0 and new_share(loaded) == new / sum(count.values())
+
+# %% [markdown]
+# **2 (medium).** Does context matter, or is it all in the word embeddings? Write `word_embeddings_only`: as `hidden_states`, but the rows of the embedding table for each word's tokens, averaged.
+
+# %% tags=["exercise"]
+def word_embeddings_only(loaded: Pretrained) -> torch.Tensor:
+    ...  # your code here
+
+# %% tags=["solution"]
+@torch.no_grad()
+def word_embeddings_only(loaded: Pretrained) -> torch.Tensor:
+    table = loaded.model.get_input_embeddings().weight
+    ids = [loaded.processor(word, add_special_tokens=False)["input_ids"] for word, _ in words]
+    return torch.stack([table[i].mean(0) for i in ids])
+
+# %%
+from_table = word_embeddings_only(loaded)
+assert from_table.shape == pretrained_states.shape
+nearer_mean_accuracy(from_table)
+
+# %% [markdown]
+# ## Summary
+# - A checkpoint is a configuration, named tensors and a tokenizer; the head for your labels is new, and you can name its parameters.
+# - It comes in eval mode.
+# - A head made for other labels is not used, even where its shape fits.
+# - Only safetensors are read, and no code from a checkpoint runs.
+#
+# **What next:** how to measure what such a model does. With a network, try `load_pretrained("google-bert/bert-base-uncased", ...)`; the notice will name what is new. **Sources:** the documentation of transformers and safetensors; JFrog (2024), "Data scientists targeted by malicious Hugging Face ML models with silent backdoor".

@@ -212,7 +212,7 @@ assert (high - low) / 2 > 0.02 and 3.5 < examples_needed(0.85, 0.01) / examples_
 # %% [markdown]
 # ## The experiment: do the intervals keep their word?
 #
-# **Claim.** A 95 % interval from one small test set holds the true accuracy about 95 times in 100; the textbook interval does not, least of all for a good model on few examples. We need a model and very many test sets, so the model is a simple one: word counts from 128 labelled reviews. Its true accuracy is that on 16,000 fresh reviews, and each small test set is drawn from those. The claim would be refuted if the two curves lay on each other, or if Wilson's fell below 0.92 (counts are whole numbers, so no interval keeps its word exactly).
+# **Claim.** A 95 % interval from one small test set holds the true accuracy about 95 times in 100; the textbook interval does not, least of all for a good model on few examples. We need a model and very many test sets, so the model is a simple one: word counts from 128 labelled reviews. Its true accuracy is that on 8,000 fresh reviews, and each small test set is drawn from those. The claim would be refuted if the two curves lay on each other, or if Wilson's fell below 0.92 (counts are whole numbers, so no interval keeps its word exactly).
 
 # %%
 def fit_word_scores(reviews: list[dict]) -> dict[str, float]:
@@ -229,7 +229,7 @@ def is_right(scores: dict[str, float], review: dict) -> bool:
     return (total > 0) == (review["label"] == "positive")
 
 # %%
-def answers(difficulty: float, num_examples: int = 16000) -> np.ndarray:
+def answers(difficulty: float, num_examples: int = 8000) -> np.ndarray:
     scores = fit_word_scores(labelled_reviews("train", 128, seed=1, difficulty=difficulty))
     tests = labelled_reviews("test_seen", num_examples, seed=2, difficulty=difficulty)
     return np.array([is_right(scores, review) for review in tests])

@@ -58,12 +58,12 @@ def encode(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[dict[
         share of tokens that the vocabulary does not know.
     """
     inputs = tokenizer(list(texts), padding=False, truncation=False, verbose=False)
-    num_cut = sum(len(ids) > max_length for ids in inputs["input_ids"])
+    lengths = [len(ids) for ids in inputs["input_ids"]]
+    num_unknown = sum(ids.count(tokenizer.unk_token_id) for ids in inputs["input_ids"])
+    num_cut = sum(length > max_length for length in lengths)
     if num_cut:
         inputs = tokenizer(list(texts), padding=False, truncation=True, max_length=max_length)
-    ids = [token for text in inputs["input_ids"] for token in text]
-    unknown = ids.count(tokenizer.unk_token_id) / len(ids) if tokenizer.unk_token_id is not None else 0.0
-    return dict(inputs), num_cut, unknown
+    return dict(inputs), num_cut, num_unknown / sum(lengths)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
