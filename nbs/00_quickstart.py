@@ -7,13 +7,17 @@
 
 # %%
 import tempfile
+import time
 
 import matplotlib.pyplot as plt
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.utils import logging
 
 from ftnb import Panel, Recipe, TextClassification, Training, finetune
 from ftnb.events import Changed
 from ftnb.panel import near
+
+logging.disable_progress_bar()  # of transformers, while it reads a checkpoint
 
 # %% [markdown]
 # ## Choose
@@ -51,6 +55,8 @@ page
 run = page.run or page.start()
 run.set_lr(1e-3)  # what the slider does
 run.pause()  # what the buttons do
+time.sleep(0.5)
+print(run.state, "at step", run.history.step)
 run.resume()
 run.wait()
 
