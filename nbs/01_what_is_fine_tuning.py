@@ -101,7 +101,7 @@ def tensors(reviews: list[dict[str, str]]) -> dict[str, torch.Tensor]:
 # The loop takes a random batch, computes the loss, and steps against its gradient. It is deliberately the simplest one that works; the next lesson looks at what it leaves open.
 
 # %%
-def train(model: nn.Module, reviews: list[dict[str, str]], num_steps: int = 60, lr: float = 1e-3) -> None:
+def train(model: nn.Module, reviews: list[dict[str, str]], num_steps: int = 50, lr: float = 1e-3) -> None:
     data = tensors(reviews)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     model.train()
@@ -109,7 +109,9 @@ def train(model: nn.Module, reviews: list[dict[str, str]], num_steps: int = 60, 
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - step / num_steps)  # long steps first, short ones at the end
         batch = torch.randint(len(reviews), (16,))
-        loss = model(**{name: values[batch] for name, values in data.items()}).loss
+        longest = data["attention_mask"][batch].sum(1).max()  # no need to compute what is padding for all 16
+        inputs = {name: data[name][batch, :longest] for name in ("input_ids", "attention_mask")}
+        loss = model(**inputs, labels=data["labels"][batch]).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -139,14 +141,16 @@ before, accuracy(model, test_reviews)
 
 # %%
 sizes, seeds = (16, 64, 256), range(1001, 1005)
-scores = {}  # (pretrained, words) → list over sizes of lists over seeds
-for pretrained in (False, True):
+scores: dict[tuple[bool, str, int], list[float]] = {}  # (pretrained?, words, size) → one accuracy for each seed
+for seed in seeds:
+    tests = {"seen words": labelled_reviews("valid", 200, seed), "unseen words": labelled_reviews("test", 200, seed)}
     for size in sizes:
-        for seed in seeds:
+        reviews = labelled_reviews("train", size, seed)
+        for pretrained in (False, True):
             model = new_classifier(pretrained, seed)
-            train(model, labelled_reviews("train", size, seed))
-            for words, split in (("seen words", "valid"), ("unseen words", "test")):
-                scores.setdefault((pretrained, words, size), []).append(accuracy(model, labelled_reviews(split, 200, seed)))
+            train(model, reviews)
+            for words, test in tests.items():
+                scores.setdefault((pretrained, words, size), []).append(accuracy(model, test))
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8, 3), dpi=80, sharey=True, layout="constrained")

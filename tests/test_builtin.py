@@ -46,8 +46,8 @@ def test_default_sizes_and_balanced_labels(split, size):
 
 def test_test_words_never_occur_in_labelled_training_or_validation_reviews():
     for split in ("train", "valid", "test_seen"):
-        assert not words_in(texts(split, 500)) & UNSEEN
-    assert words_in(texts("test", 500)) & ALL_POLAR <= UNSEEN
+        assert not words_in(texts(split, 200)) & UNSEEN
+    assert words_in(texts("test", 200)) & ALL_POLAR <= UNSEEN
 
 
 def test_unlabelled_text_holds_every_polar_word_and_nothing_outside_the_vocabulary():
@@ -58,24 +58,24 @@ def test_unlabelled_text_holds_every_polar_word_and_nothing_outside_the_vocabula
 
 def test_every_review_has_a_polar_word_at_every_difficulty():
     for difficulty in (0.0, 1.0):
-        assert all(set(text.split()) & ALL_POLAR for text in texts("train", 200, difficulty=difficulty))
+        assert all(set(text.split()) & ALL_POLAR for text in texts("train", 100, difficulty=difficulty))
 
 
 def test_without_difficulty_every_polar_word_agrees_with_the_label():
-    for review in labelled_reviews("test", 200, difficulty=0.0):
+    for review in labelled_reviews("test", 100, difficulty=0.0):
         other = "negative" if review["label"] == "positive" else "positive"
         assert not set(review["text"].split()) & set(polar_words(other))
 
 
 def test_splits_share_no_text_whatever_their_seeds():
     splits = ("train", "valid", "test", "test_seen")
-    found = {split: {text for seed in range(3) for text in texts(split, 400, seed)} for split in splits}
-    found["unlabelled"] = set(unlabelled_reviews(3000))
+    found = {split: {text for seed in range(2) for text in texts(split, 200, seed)} for split in splits}
+    found["unlabelled"] = set(unlabelled_reviews(2000))
     names = list(found)
     for i, name in enumerate(names):
         for other in names[i + 1 :]:
             assert not found[name] & found[other], (name, other)
-    assert all(len(texts(split, 400)) == len(set(texts(split, 400))) for split in splits)
+    assert all(len(set(texts(split, 200))) == 200 for split in splits)
 
 
 def test_polar_words_occur_nowhere_else_and_on_one_side_only():
