@@ -64,12 +64,15 @@ class Bar:
 
     def __init__(self, run: Any, *, show: bool = True) -> None:
         self.run, self.bar = run, tqdm(total=0, unit="step", disable=not show, dynamic_ncols=True)
+        drawn_in_place = sys.stderr.isatty() or hasattr(self.bar, "container")  # a terminal, or a notebook's widget
+        self._interval, self._shown = (0.0 if drawn_in_place else 10.0), float("-inf")  # in a log, each is a line
 
-    def tick(self) -> None:
+    def tick(self, *, force: bool = False) -> None:
         """Show how far the run is, its loss and its metric."""
-        history, bar = self.run.history, self.bar
-        if history.started is None or bar.disable:
+        history, bar, now = self.run.history, self.bar, time.monotonic()
+        if history.started is None or bar.disable or not (force or now - self._shown >= self._interval):
             return
+        self._shown = now
         bar.total, bar.n = history.started.num_steps, history.step
         values = {"loss": history.last.get("smooth"), history.metric: history.last.get("metric")}
         bar.set_postfix({name: f"{value:.3f}" for name, value in values.items() if value is not None}, refresh=False)
@@ -81,7 +84,7 @@ class Bar:
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        self.tick()
+        self.tick(force=True)
         self.bar.close()
 
 

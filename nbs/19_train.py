@@ -306,12 +306,11 @@ assert math.isclose(steps[150].lr / steps[149].lr, 2e-2 / 3e-3, rel_tol=0.01)
 # The cell below presses ■ on itself in the middle of the third step. The step is completed first, then the interrupt is raised, and the same object goes on.
 
 # %%
-learner, calls = toy_learner(), 0
+learner, calls = toy_learner(), []
 
 def loss_that_is_interrupted(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    global calls
-    calls += 1
-    if calls == 3:
+    calls.append(1)
+    if len(calls) == 3:
         signal.raise_signal(signal.SIGINT)
     return loss(model, batch)
 
