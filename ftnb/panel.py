@@ -17,7 +17,7 @@ from ftnb.recipe import Recipe
 from ftnb.run import ENDED, Run, RunError, current_run
 from ftnb.runfolder import BEST
 from ftnb.widgets.chart import LiveChart
-from ftnb.widgets.controls import button, line, log_slider, row, say, say_code, set_log, stack, styles
+from ftnb.widgets.controls import button, heed_the_page, line, log_slider, row, say, say_code, set_log, stack, styles
 from ftnb.widgets.form import RecipeForm
 from ftnb.widgets.svg import format_number
 
@@ -131,6 +131,7 @@ class Panel:
         controls = row(*self.buttons.values(), self.lr, classes=["ftnb-buttons"])
         lines = (self.here, self.code, controls, self.status, self.error, self.chart.fallback)
         self.widget = stack(styles(), self.form.widget, *lines, classes=["ftnb-panel"])
+        heed_the_page(self.widget)
         self._connect()
         self._edited()
         if self.run is not None:

@@ -26,7 +26,7 @@ from ftnb.recipe import Recipe
 from ftnb.run import ENDED, Run, RunError, current_run
 from ftnb.runfolder import BEST
 from ftnb.widgets.chart import LiveChart
-from ftnb.widgets.controls import button, line, log_slider, row, say, say_code, set_log, stack, styles
+from ftnb.widgets.controls import button, heed_the_page, line, log_slider, row, say, say_code, set_log, stack, styles
 from ftnb.widgets.form import RecipeForm
 from ftnb.widgets.svg import format_number
 
@@ -176,6 +176,7 @@ class Panel:
         controls = row(*self.buttons.values(), self.lr, classes=["ftnb-buttons"])
         lines = (self.here, self.code, controls, self.status, self.error, self.chart.fallback)
         self.widget = stack(styles(), self.form.widget, *lines, classes=["ftnb-panel"])
+        heed_the_page(self.widget)
         self._connect()
         self._edited()
         if self.run is not None:
@@ -366,11 +367,8 @@ page.buttons["pause"].click()
 page.buttons["pause"].click()  # the same button goes on
 run.wait()
 
-# %%
-run.report()
-
 # %% [markdown]
-# Every dashed line is a rate set by hand. How long each took, on this machine while it trained:
+# The run is over, so the chart under the form has become a picture (`run.report()` draws the same one anywhere). Every dashed line in it is a rate set by hand. How long each took to be in force, on this machine while it trained:
 
 # %%
 fig, ax = plt.subplots(figsize=(5.5, 2.4), dpi=80, layout="constrained")
@@ -392,7 +390,7 @@ assert sum(event.what == "lr" for event in by_hand) == 10 and run.state == "done
 # The model of the best evaluation is in memory and on the disk.
 
 # %%
-run.predict(["the food was delicious and the waiter kind .", "a horrible , boring film ."])
+run.predict(["a perfect film . the story was wonderful .", "a horrible film . the story was boring ."])
 
 # %% [markdown]
 # Running the panel's cell again shows this run, not a new one: a page that was reloaded finds its training.

@@ -2,6 +2,7 @@
 
 import base64
 from importlib import resources
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from ftnb.charts import History
 from ftnb.events import Finished, Started, Stepped
 from ftnb.widgets import chart as chart_module
 from ftnb.widgets.chart import READY_WITHIN, WATCHED_FOR, ChartView, LiveChart
+from ftnb.widgets.controls import heed_the_page
 from ftnb.widgets.svg import unpack
 
 
@@ -183,3 +185,21 @@ def test_the_view_carries_its_module_and_its_style(scene):
     assert "export default" in ChartView._esm
     assert ".ftnb-svg" in scene.chart.view._css
     assert resources.files("ftnb").joinpath("static", "chart.js").is_file()
+
+
+def test_a_page_is_heard_in_the_subshell_it_asks_for_after_a_reload():
+    class Comm:
+        """As in ipykernel 7.4: it remembers the subshell of its last message, which goes with the old page."""
+
+        def _reply_subshell_for(self, data, wanted):
+            return "gone with the old page"
+
+    class Node:
+        def __init__(self, *children):
+            self.comm, self.children = Comm(), children
+
+    inner, older_kernel = Node(), SimpleNamespace(comm=object())
+    tree = Node(Node(inner), older_kernel)
+    heed_the_page(tree)
+    assert inner.comm._reply_subshell_for({}, "the new page's") == "the new page's"
+    assert tree.comm._reply_subshell_for({}, None) is None

@@ -20,6 +20,7 @@ import traitlets
 from IPython.display import DisplayHandle, display
 
 from ftnb.charts import History, history_html, history_text, plot_history
+from ftnb.widgets.controls import heed_the_page
 from ftnb.widgets.svg import stylesheet
 
 PUSH_EVERY = 0.25  # seconds between two messages to a view
@@ -56,6 +57,7 @@ class LiveChart:
         self.view = ChartView()
         self.view.add_class("ftnb-chart")
         self.view.on_msg(self._receive)
+        heed_the_page(self.view)
         self.fallback = widgets.HTML()
         self.fallback.add_class("ftnb-chart-fallback")
         self._on_poll, self._clock = on_poll, clock

@@ -82,3 +82,17 @@ def styles() -> widgets.HTML:
     """The panel's CSS as a widget, so that it comes back with the panel after a reload."""
     css = (resources.files("ftnb") / "static" / "panel.css").read_text(encoding="utf-8")
     return widgets.HTML(f"<style>{css}</style>", layout=widgets.Layout(display="none"))
+
+
+def heed_the_page(widget: Any) -> None:
+    """Let a widget and all inside it hear every page that shows them, also after a reload.
+
+    ipykernel 7.4 sends what a page says about a widget to the subshell in which the kernel last spoke of that widget.
+    After a reload that subshell may be gone with the old page, and every click is dropped ("Unknown subshell_id" in
+    the server's log). The page itself says which subshell it wants; here that holds. Other kernels need nothing.
+    """
+    comm: Any = getattr(widget, "comm", None)
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda _data, wanted: wanted
+    for child in getattr(widget, "children", ()):
+        heed_the_page(child)

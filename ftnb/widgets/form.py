@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from ftnb.recipe import Recipe, rules
 from ftnb.rules import is_named
 from ftnb.strategies import STRATEGIES
-from ftnb.widgets.controls import hint, log_slider, named, row, set_log, stack
+from ftnb.widgets.controls import heed_the_page, hint, log_slider, named, row, set_log, stack
 
 # Labels are as wide as the longest in their column, so that two columns fit into 680 pixels.
 LABEL, RIGHT, SECOND = "64px", "100px", "78px"
@@ -103,6 +103,7 @@ class RecipeForm:
                 self._knobs[part.name] = named(hint(knob, text), f"ftnb-{part.name.replace('_', '-')}")
                 knob.observe(self._edited, "value")
         self._knob_row.children = tuple(self._knobs.values())
+        heed_the_page(self._knob_row)
 
     def _edited(self, change: Any) -> None:
         if self._filling:

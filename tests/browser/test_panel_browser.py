@@ -19,7 +19,8 @@ panel = Panel(Recipe({settings}))
 panel"""
 ASK = """\
 panel.run.wait()
-print(panel.run.state, panel.run.predict(["the food was delicious", "a horrible film"]))"""
+reviews = ["everything was wonderful . this is a perfect class .", "a horrible film . the story was boring ."]
+print(panel.run.state, panel.run.predict(reviews))"""
 
 
 def run_cell(page, index, execution):
