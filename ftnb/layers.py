@@ -38,6 +38,9 @@ class LayerGroup:
     parameters: tuple[str, ...]
 
 
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+
+
 @dataclass(frozen=True)
 class _Piece:
     """A module (or a parameter standing alone) in its place on the way from input to output."""
@@ -57,9 +60,6 @@ class _Piece:
     @property
     def kind(self) -> tuple[type, ...]:
         return tuple(type(node) for node in self.nodes)
-
-
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def _join(*names: str) -> str:
@@ -229,6 +229,28 @@ def _in_order(pieces: list[_Piece]) -> list[list[_Piece]]:
     return groups
 
 
+def _at(model: nn.Module, path: str) -> nn.Module | nn.Parameter:
+    """The module or parameter at a path."""
+    owner, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+def _named(slots: list[list[_Piece]], names: dict[nn.Parameter, str], new: set[nn.Parameter]) -> list[LayerGroup]:
+    """Name the groups and give each parameter to the first that holds it, new ones to the last, which is the head."""
+    owner: dict[nn.Parameter, int] = {}
+    for index, slot in enumerate(slots):
+        for parameter in (p for piece in slot for p in piece.parameters):
+            owner.setdefault(parameter, len(slots) - 1 if parameter in new else index)
+    groups = []
+    for index, slot in enumerate(slots):
+        name = "head" if index == len(slots) - 1 else f"block {index - 1}" if index else "embeddings"
+        pairs = [pair for piece in slot for pair in zip(piece.paths, piece.nodes, strict=True)]
+        modules = tuple(path for path, node in pairs if isinstance(node, nn.Module))
+        parameters = tuple(name for parameter, name in names.items() if owner[parameter] == index)
+        groups.append(LayerGroup(name, modules, parameters))
+    return [group for group in groups if group.parameters]
+
+
 def layer_groups(model: nn.Module, new_parameters: frozenset[str] = frozenset()) -> list[LayerGroup]:
     """Cut a model into layer groups, ordered from input to output: embeddings, blocks, head.
 
@@ -256,28 +278,6 @@ def layer_groups(model: nn.Module, new_parameters: frozenset[str] = frozenset())
     renewed = [piece for piece in body if piece.parameters and new.issuperset(piece.parameters)]
     ordered = _in_order([piece for piece in body if piece not in renewed])
     return _named([*ordered, renewed + [_Piece((path,), (_at(model, path),)) for path in heads]], names, new)
-
-
-def _named(slots: list[list[_Piece]], names: dict[nn.Parameter, str], new: set[nn.Parameter]) -> list[LayerGroup]:
-    """Name the groups and give each parameter to the first that holds it, new ones to the last, which is the head."""
-    owner: dict[nn.Parameter, int] = {}
-    for index, slot in enumerate(slots):
-        for parameter in (p for piece in slot for p in piece.parameters):
-            owner.setdefault(parameter, len(slots) - 1 if parameter in new else index)
-    groups = []
-    for index, slot in enumerate(slots):
-        name = "head" if index == len(slots) - 1 else f"block {index - 1}" if index else "embeddings"
-        pairs = [pair for piece in slot for pair in zip(piece.paths, piece.nodes, strict=True)]
-        modules = tuple(path for path, node in pairs if isinstance(node, nn.Module))
-        parameters = tuple(name for parameter, name in names.items() if owner[parameter] == index)
-        groups.append(LayerGroup(name, modules, parameters))
-    return [group for group in groups if group.parameters]
-
-
-def _at(model: nn.Module, path: str) -> nn.Module | nn.Parameter:
-    """The module or parameter at a path."""
-    owner, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(owner), name)
 
 
 @dataclass

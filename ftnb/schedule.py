@@ -133,7 +133,7 @@ def restored(model: nn.Module) -> Iterator[None]:
             set_state(value)
 
 
-MARGIN = 10.0  # the suggestion stays below the minimum's rate by at least this factor
+MARGIN = 3.0  # the suggestion stays below the minimum's rate by at least this factor
 DIVERGED = 4.0  # a running mean of the loss this many times its best ends a sweep
 
 
@@ -163,12 +163,12 @@ def suggest_lr(lrs: Sequence[float], smoothed: Sequence[float], noise: float) ->
     lowest = int(np.argmin(smoothed))
     fall = max(smoothed[: lowest + 1]) - smoothed[lowest]
     if lowest < 2 or fall <= 3 * noise:
-        return None, f"the loss never clearly fell (by {fall:.2g}, noise {noise:.1g}): try more steps or a higher max_lr"
+        return None, f"the loss never clearly fell (by {fall:.2g}; noise {noise:.1g}): try more steps or another range"
     steepest = int(np.argmin(np.gradient(smoothed, np.log10(lrs))[:lowest]))
     bound = lrs[lowest] / MARGIN
     if lrs[steepest] <= bound:
         return lrs[steepest], "where the smoothed loss falls fastest"
-    return bound, f"a tenth of the rate at the minimum; the loss falls fastest at {lrs[steepest]:.1e}, too close to it"
+    return bound, f"a third of the rate at the minimum; the loss falls fastest at {lrs[steepest]:.1e}, too close to it"
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,6 @@ class RateGroup(Protocol):
     def modules(self) -> list[nn.Module]:
         """The modules that hold them."""
         ...
-
 
 
 class _EpochedBatches(Protocol):

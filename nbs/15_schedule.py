@@ -3,7 +3,7 @@
 #
 # > Warm-up and decay as one pure function, and a test that suggests the learning rate from your own data.
 #
-# At the end you can say what warm-up buys and when it is needed, draw any schedule before using it, and find a learning rate for a new model in a minute. Runs in about 30 s on a CPU.
+# At the end you can draw any schedule before using it, find a learning rate for a new model with one short sweep, and say what warm-up buys and when it is needed. Runs in about 40 s on a CPU.
 
 # %%
 #| default_exp schedule
@@ -31,6 +31,10 @@ LossFunction = Callable[[nn.Module, Any], tuple[Tensor, Any]]
 
 # %%
 import matplotlib.pyplot as plt
+from sklearn.datasets import load_digits
+
+from ftnb.builtin.reviews import labelled_reviews
+from ftnb.pretrained import load_pretrained
 
 # %% [markdown]
 # ## One number per step
@@ -78,7 +82,7 @@ def lr_factor(progress: float, *, warmup: float = 0.1, schedule: Schedule = "lin
 lr_factor(0.0), lr_factor(0.55)
 
 # %%
-assert lr_factor(0.0) > 0 and lr_factor(0.1) == 1.0 and lr_factor(0.55) == 0.5 and lr_factor(1.0) == 0.0
+assert lr_factor(0.0) > 0 and lr_factor(0.1) == 1.0 and abs(lr_factor(0.55) - 0.5) < 1e-9 and lr_factor(1.0) == 0.0
 
 # %% [markdown]
 # The three shapes with a tenth of warm-up, and the linear one without. The linear one with a short warm-up is also known as the *slanted triangle*.
@@ -187,11 +191,11 @@ assert not small.training and small[0].weight.grad is None
 #
 # Train for a hundred steps while the rate climbs from far too small to far too large, each step by the same factor, and write the loss down. On the left nothing happens, in the middle the loss falls, on the right it blows up. One short sweep shows the whole range of usable rates (Smith, 2017).
 #
-# Single batches are noisy, so the curve is smoothed, with a *centred* window: a running average would lag behind, and a lag towards larger rates is the wrong side to err on. The suggestion is the rate at which the smoothed loss falls fastest, and never more than a tenth of the rate at its minimum: at the minimum itself, going up and going down are already in balance, and a real run stays at its peak for much longer than the one step of the sweep.
+# Single batches are noisy, so the curve is smoothed, with a *centred* window: a running average would lag behind, and a lag towards larger rates is the wrong side to err on. The suggestion is the rate at which the smoothed loss falls fastest, and never more than a third of the rate at its minimum: at the minimum itself, falling and rising are already in balance, and a real run stays near its peak for much longer than the one step of the sweep. (The third was chosen on three models, a fine-tuned small one, a fine-tuned larger one and one from scratch, with other seeds than those below.)
 
 # %%
 #| export
-MARGIN = 10.0  # the suggestion stays below the minimum's rate by at least this factor
+MARGIN = 3.0  # the suggestion stays below the minimum's rate by at least this factor
 DIVERGED = 4.0  # a running mean of the loss this many times its best ends a sweep
 
 
@@ -221,12 +225,12 @@ def suggest_lr(lrs: Sequence[float], smoothed: Sequence[float], noise: float) ->
     lowest = int(np.argmin(smoothed))
     fall = max(smoothed[: lowest + 1]) - smoothed[lowest]
     if lowest < 2 or fall <= 3 * noise:
-        return None, f"the loss never clearly fell (by {fall:.2g}, noise {noise:.1g}): try more steps or a higher max_lr"
+        return None, f"the loss never clearly fell (by {fall:.2g}; noise {noise:.1g}): try more steps or another range"
     steepest = int(np.argmin(np.gradient(smoothed, np.log10(lrs))[:lowest]))
     bound = lrs[lowest] / MARGIN
     if lrs[steepest] <= bound:
         return lrs[steepest], "where the smoothed loss falls fastest"
-    return bound, f"a tenth of the rate at the minimum; the loss falls fastest at {lrs[steepest]:.1e}, too close to it"
+    return bound, f"a third of the rate at the minimum; the loss falls fastest at {lrs[steepest]:.1e}, too close to it"
 
 # %%
 #| export
@@ -286,7 +290,6 @@ class RateGroup(Protocol):
     def modules(self) -> list[nn.Module]:
         """The modules that hold them."""
         ...
-
 
 
 class _EpochedBatches(Protocol):
@@ -397,3 +400,222 @@ def _summary(lrs: list[float], losses: list[float], stopped: str | None, width: 
     noise = float(np.std(np.subtract(losses, smoothed)[: int(np.argmin(smoothed)) + 1]) / math.sqrt(3.54 * width))
     suggestion, reason = suggest_lr(lrs, smoothed, noise)
     return RangeTest(lrs, losses, smoothed, suggestion, reason, stopped)
+
+# %% [markdown]
+# On the built-in pretrained BERT with a new head and 128 labelled reviews. The sweep leaves the far right as soon as the loss is four times its best; the picture cuts it off there too.
+
+# %%
+def new_classifier(seed: int) -> nn.Module:
+    return load_pretrained("builtin:bert-reviews", "text-classification", ["negative", "positive"], seed=seed).model
+
+tokenizer = load_pretrained("builtin:bert-reviews", "text-classification", ["negative", "positive"]).processor
+
+def tensors(reviews: list[dict[str, str]]) -> dict[str, Tensor]:
+    inputs = dict(tokenizer([review["text"] for review in reviews], padding=True, return_tensors="pt"))
+    return inputs | {"labels": torch.tensor([int(review["label"] == "positive") for review in reviews])}
+
+def random_batches(data: dict[str, Tensor], seed: int, batch_size: int = 16) -> list[dict[str, Tensor]]:
+    order = torch.randperm(len(data["labels"]), generator=torch.Generator().manual_seed(seed))
+    return [{name: values[i] for name, values in data.items()} for i in order.split(batch_size)]
+
+def model_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
+    outputs = model(**batch)
+    return outputs.loss, outputs
+
+# %%
+classifier, reviews = new_classifier(seed=0), tensors(labelled_reviews("train", seed=0))
+weights_before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+test = lr_range_test(classifier, model_loss, random_batches(reviews, seed=0))
+test.plot()
+
+# %%
+f"{test.suggestion:.1e}", test.reason, test.stopped
+
+# %%
+assert test.suggestion is not None and 1e-5 < test.suggestion < 1e-2
+assert all(tensor.equal(weights_before[name]) for name, tensor in classifier.state_dict().items())
+
+# %% [markdown]
+# ## The experiment: one sweep against a grid
+#
+# **Claim.** Training at the suggested rate does about as well as at the best rate of a grid, for the price of one short sweep instead of a training at each rate. Two fresh seeds draw their own reviews, heads and batches; each trains for 32 steps at five rates, and at its own suggestion. Accuracy is measured on validation reviews. The claim would be refuted if the suggestion lay more than five points below the best rate of the grid.
+
+# %%
+def fine_tune(seed: int, lr: float, num_steps: int = 32, warmup: float = 0.1) -> nn.Module:
+    torch.manual_seed(seed)
+    model, data = new_classifier(seed).train(), tensors(labelled_reviews("train", seed=seed))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * lr_factor(step / num_steps, warmup=warmup)
+        rows = torch.randint(len(data["labels"]), (16,))
+        model_loss(model, {name: values[rows] for name, values in data.items()})[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+valid = tensors(labelled_reviews("valid"))
+
+@torch.no_grad()
+def accuracy(model: nn.Module) -> float:
+    return (model(**valid).logits.argmax(-1) == valid["labels"]).float().mean().item()
+
+# %%
+seeds, grid = (11, 12), (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+suggestions = [
+    lr_range_test(new_classifier(s), model_loss, random_batches(tensors(labelled_reviews("train", seed=s)), s)).suggestion
+    for s in seeds
+]
+on_grid = torch.tensor([[accuracy(fine_tune(s, lr)) for lr in grid] for s in seeds])  # (seeds, rates)
+suggested = torch.tensor([accuracy(fine_tune(s, lr)) for s, lr in zip(seeds, suggestions, strict=True)])
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 3), dpi=80)
+for i, seed in enumerate(seeds):
+    ax.plot(grid, on_grid[i], "o-", color=f"C{i}", alpha=0.5, label=f"grid, seed {seed}")
+    ax.plot(suggestions[i], suggested[i], "*", ms=14, color=f"C{i}", mec="k", label=f"suggestion, seed {seed}")
+ax.set(xscale="log", xlabel="peak learning rate", ylabel="validation accuracy", title="One sweep (stars) against a grid (dots)")
+ax.legend(frameon=False, fontsize=8)
+plt.show()
+
+# %%
+behind = on_grid.max(1).values.mean() - suggested.mean()
+f"best of the grid {on_grid.max(1).values.mean():.3f}, at the suggestion {suggested.mean():.3f}"
+
+# %%
+assert behind < 0.05
+
+# %% [markdown]
+# The best of a grid is chosen after the fact, on the very reviews that judge it, so it looks a little better than it is. And the sweep knows nothing of how long you will train: a run ten times as long wants a somewhat lower rate. Take the suggestion as the middle of a range of about one third to three times it.
+
+# %% [markdown]
+# ## The story: why Transformers were trained with warm-up
+#
+# The first Transformer was trained with a warm-up, every later one copied it, and it took almost three years until somebody could say what it was for. Xiong et al. (2020) found the reason in one place: where the LayerNorm stands. In the original, *post-LN*, it comes after each residual sum; at the start of training the gradients near the output are then as large in a deep network as in a shallow one, though many more layers change at once, and a full-size step does damage that is not repaired. With the LayerNorm inside the branch, *pre-LN*, they shrink with the depth $L$ as $1/\sqrt{L}$. BERT is post-LN; GPT-2 and ViT are pre-LN.
+#
+# The gradient of the second feed-forward matrix of the *last* layer, at random weights, in small Transformers that read digits row by row:
+
+# %%
+class RowReader(nn.Module):
+    def __init__(self, pre_ln: bool, num_layers: int = 6, d: int = 16):
+        super().__init__()
+        self.embed, self.fc = nn.Linear(8, d), nn.Linear(d, 10)
+        self.positions = nn.Parameter(0.02 * torch.randn(8, d))
+        layer = nn.TransformerEncoderLayer(d, d // 8, 2 * d, dropout=0.0, batch_first=True, norm_first=pre_ln)
+        last_norm = nn.LayerNorm(d) if pre_ln else None
+        self.encoder = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False, norm=last_norm)
+        for weight in (p for p in self.encoder.parameters() if p.ndim == 2):
+            nn.init.xavier_uniform_(weight)  # the layers are copies of one; each gets its own numbers
+
+    def forward(self, X: Tensor) -> Tensor:  # (B, 8, 8) -> (B, 10)
+        return self.fc(self.encoder(self.embed(X) + self.positions).mean(1))
+
+X, y = (torch.tensor(a) for a in load_digits(return_X_y=True))
+X = (X.float() / 8 - 1).view(-1, 8, 8)
+
+# %%
+def last_gradient(pre_ln: bool, num_layers: int, seed: int) -> float:
+    torch.manual_seed(seed)
+    model = RowReader(pre_ln, num_layers, d=64)
+    nn.functional.cross_entropy(model(X[:128]), y[:128]).backward()
+    return model.encoder.layers[-1].linear2.weight.grad.norm().item()
+
+depths = (2, 4, 8, 16)
+norms = {name: torch.tensor([[last_gradient(pre_ln, n, s) for s in range(5)] for n in depths]) for name, pre_ln in (("post-LN", False), ("pre-LN", True))}
+fig, ax = plt.subplots(figsize=(6, 2.8), dpi=80)
+for name, values in norms.items():  # (depths, seeds)
+    ax.plot(depths, values.median(1).values, "o-", label=name)
+    ax.fill_between(depths, values.min(1).values, values.max(1).values, alpha=0.2)
+ax.set(xscale="log", xticks=depths, xticklabels=depths, xlabel="number of layers", ylabel="gradient norm", ylim=(0, None), title="Last layer, before the first step (median, range of 5 seeds)")
+ax.minorticks_off()
+ax.legend(frameon=False)
+plt.show()
+
+# %%
+deep_over_shallow = {name: (values[-1].median() / values[0].median()).item() for name, values in norms.items()}
+deep_over_shallow
+
+# %%
+assert deep_over_shallow["pre-LN"] < 0.6 < deep_over_shallow["post-LN"]
+
+# %% [markdown]
+# And what follows from it: the post-LN network from scratch, with and without a fifth of the steps as warm-up, at a moderate and at a bold rate.
+
+# %%
+def read_digits(seed: int, lr: float, warmup: float, num_steps: int = 100) -> float:
+    torch.manual_seed(seed)
+    model, train_rows, test_rows = RowReader(pre_ln=False), *torch.randperm(len(X)).split([1200, 597])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * lr_factor(step / num_steps, warmup=warmup)
+        rows = train_rows[torch.randint(1200, (32,))]
+        nn.functional.cross_entropy(model(X[rows]), y[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        return (model(X[test_rows]).argmax(-1) == y[test_rows]).float().mean().item()
+
+# %%
+rates, warmups = (3e-3, 1e-2), (0.0, 0.2)
+digits = torch.tensor([[[read_digits(s, lr, w) for s in range(3)] for w in warmups] for lr in rates])  # (rates, warmups, seeds)
+fig, ax = plt.subplots(figsize=(6, 2.8), dpi=80)
+for j, warmup in enumerate(warmups):
+    positions = [i + 0.3 * (j - 0.5) for i in range(len(rates))]
+    ax.bar(positions, digits[:, j].mean(1), width=0.28, label=f"warmup={warmup:g}", alpha=0.6)
+    for i, x in enumerate(positions):
+        ax.plot([x] * 3, digits[i, j], "k.", ms=5)
+ax.axhline(0.1, color="0.6", lw=0.8, ls=":")
+ax.set(xticks=range(len(rates)), xticklabels=[f"lr={lr:g}" for lr in rates], ylabel="test accuracy", title="Post-LN from scratch (dots: 3 seeds; dotted: chance)")
+ax.legend(frameon=False, fontsize=8, loc="upper center")
+plt.show()
+
+# %%
+gain = digits[:, 1].mean(1) - digits[:, 0].mean(1)
+gain.tolist()
+
+# %%
+assert gain[1] > 0.1 and gain[1] > gain[0]
+
+# %% [markdown]
+# At the moderate rate warm-up hardly matters; at the bold one it decides. Fine-tuning is the gentle case: the weights are no longer random, the rates are small, and only the new head starts from nothing. A warm-up of a tenth costs little there, so it is the default; it also covers the first steps of Adam, whose estimate of the gradients' size is then one batch old.
+#
+# ## Exercises
+#
+# **1 (easy).** ULMFiT's *slanted triangle* is a short linear rise and a long linear fall. Which share of a run does our linear schedule with a tenth of warm-up spend above half of its peak? Count it over 1,000 steps.
+
+# %% tags=["exercise"]
+def share_above_half(warmup: float = 0.1, num_steps: int = 1000) -> float:
+    ...  # your code here
+
+# %% tags=["solution"]
+def share_above_half(warmup: float = 0.1, num_steps: int = 1000) -> float:
+    return sum(lr_factor(step / num_steps, warmup=warmup) > 0.5 for step in range(num_steps)) / num_steps
+
+# %%
+assert abs(share_above_half() - 0.5) < 0.01 and abs(share_above_half(warmup=0.5) - 0.5) < 0.01
+
+# %% [markdown]
+# **2 (medium).** A restart every `period` of the progress, each a cosine from 1 to 0 without warm-up (Loshchilov and Hutter's warm restarts), built from `lr_factor`.
+
+# %% tags=["exercise"]
+def warm_restarts(progress: float, period: float) -> float:
+    ...  # your code here
+
+# %% tags=["solution"]
+def warm_restarts(progress: float, period: float) -> float:
+    return lr_factor(progress % period / period, warmup=0.0, schedule="cosine")
+
+# %%
+assert warm_restarts(0.0, 0.25) == warm_restarts(0.25, 0.25) == 1.0
+assert abs(warm_restarts(0.375, 0.25) - 0.5) < 1e-9 and warm_restarts(0.2499, 0.25) < 1e-3
+
+# %% [markdown]
+# ## Summary
+# - A schedule is a pure function of progress; the live learning rate is its peak, so a person can move the peak while the shape goes on.
+# - A range test shows all usable rates in one short sweep and leaves model and generators bit for bit as they were. Its suggestion is the start of a search, not its end.
+# - Warm-up matters where the first gradients are uneven and the rate is bold: post-LN Transformers from scratch. In fine-tuning it is cheap insurance.
+#
+# **What next:** [16](16_step.ipynb) puts the factor to use in a single update, [19](19_train.ipynb) in the whole loop. With a real model: `lr_range_test` on `google-bert/bert-base-uncased` usually points at some 1e-5 to 1e-4.
+#
+# **Sources:** Smith (2017), arXiv:1506.01186; Howard and Ruder (2018), arXiv:1801.06146; Xiong et al. (2020), arXiv:2002.04745; Loshchilov and Hutter (2017), arXiv:1608.03983.
