@@ -154,7 +154,8 @@ class LiveChart:
 
     def _live(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The view as a bundle and its metadata; ipywidgets 7 would display it without the id we need to change it."""
-        data, metadata = self.view._repr_mimebundle_() or ({}, {})
+        bundle: Any = self.view._repr_mimebundle_()  # with metadata or, in older versions, without
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
         return {**data, "text/plain": "The live chart of a run."}, metadata
 
     def _picture(self, history: History) -> tuple[dict[str, Any], dict[str, Any]]:

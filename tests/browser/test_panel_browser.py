@@ -78,7 +78,10 @@ def take_picture(page, name):
     """The panel and the chart, as they stand on the page."""
     OUT.mkdir(exist_ok=True)
     page.mouse.move(5, 5)
-    page.locator(".jp-Cell-outputArea").first.screenshot(path=OUT / name)
+    form, chart = (page.locator(name).first.bounding_box() for name in (".ftnb-panel", ".ftnb-chart"))
+    bottom = chart["y"] + chart["height"]
+    clip = {"x": form["x"] - 10, "y": form["y"] - 2, "width": form["width"] + 20, "height": bottom - form["y"] + 12}
+    page.screenshot(path=OUT / name, clip=clip)
 
 
 def save(page):
