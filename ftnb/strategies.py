@@ -88,6 +88,18 @@ def build_phase(
     )
 
 
+def _number(strategy: Any, name: str) -> None:
+    """Make a setting a float, or say that it is no number."""
+    value = getattr(strategy, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise StrategyError(f"{name} must be a finite number, got {value!r}.")
+    object.__setattr__(strategy, name, float(value))  # the dataclass is frozen, and this is its __post_init__
+
+
+def _as_data(strategy: Any) -> dict[str, Any]:
+    return {"name": strategy.name, **asdict(strategy)}
+
+
 @dataclass(frozen=True)
 class Full:
     """Everything trains, at one rate."""
@@ -224,18 +236,6 @@ def _scaled(phase: Phase, share: float, factor: float) -> Phase:
 
 AnyStrategy = Full | Head | TopK | LayerDecay | LPFT
 STRATEGIES: dict[str, type[AnyStrategy]] = {s.name: s for s in (Full, Head, TopK, LayerDecay, LPFT)}
-
-
-def _number(strategy: Any, name: str) -> None:
-    """Make a setting a float, or say that it is no number."""
-    value = getattr(strategy, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise StrategyError(f"{name} must be a finite number, got {value!r}.")
-    object.__setattr__(strategy, name, float(value))  # the dataclass is frozen, and this is its __post_init__
-
-
-def _as_data(strategy: AnyStrategy) -> dict[str, Any]:
-    return {"name": strategy.name, **asdict(strategy)}
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
