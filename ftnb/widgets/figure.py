@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -69,8 +70,9 @@ def _label_marks(axes: Axes, summary: dict[str, Any]) -> None:
         if mark["step"] >= free_from and until <= steps * 1.02:
             color = MARK_COLORS[mark["kind"]]
             position = (mark["step"], 1.0)
+            halo = [withStroke(linewidth=3, foreground="white")]  # other marks' lines may cross the label
             axes.annotate(mark["label"], position, (3, -8), xycoords=("data", "axes fraction"),
-                          textcoords="offset points", color=color, fontsize=8)  # fmt: skip
+                          textcoords="offset points", color=color, fontsize=8, path_effects=halo)  # fmt: skip
             free_from = until
 
 
