@@ -3,7 +3,6 @@
 
 import contextlib
 import threading
-import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from ftnb.events import (
     Journal,
     Saved,
     SetLr,
-    Started,
     Stop,
     Warned,
 )
@@ -58,24 +56,23 @@ class Record:
         self.journal: Journal | None = None
         self.lost = False  # whether the journal could not be written to its end
         self._listeners: list[Callable[[Event], object]] = []
-        self._start = time.perf_counter()
+        self.seconds: Callable[[], float] = lambda: 0.0  # time since the training began
         self._early: list[Event] = []  # said before there was a journal
 
-    def open(self, path: Path) -> None:
-        """Begin the journal; from here on every event is written before it is told."""
-        self.journal, self._start = Journal(path), time.perf_counter()
+    def open(self, path: Path, clock: Callable[[], float]) -> None:
+        """Begin the journal; from here on every event is written before it is told.
+
+        Args:
+            path: the journal's file.
+            clock: the training's own clock, so that its events and ours agree.
+        """
+        self.journal, self.seconds = Journal(path), clock
         for event in self._early:
             self.journal.append(event)
-
-    def seconds(self) -> float:
-        """Time since the training began, 0 before."""
-        return time.perf_counter() - self._start if self.journal is not None else 0.0
 
     def add(self, event: Event) -> None:
         """Write an event down, then tell it."""
         self.step = max(self.step, event.step)
-        if isinstance(event, Started):
-            self._start = time.perf_counter() - event.time  # one clock for the training's events and ours
         self._write(event)
         self.history.add(event)
         for listener in tuple(self._listeners):
@@ -287,7 +284,7 @@ def work(background: BackgroundTraining) -> None:
     """The thread's whole life; whatever happens, it ends in one of the three last states."""
     assert background.training is not None
     try:
-        background.record.open(background.folder / JOURNAL)
+        background.record.open(background.folder / JOURNAL, background.training.clock)
         end(background, background.training, train(background, background.training))
     except BaseException as error:  # noqa: BLE001  # a thread has nobody to raise to; whoever waits is told
         fail(background, error)

@@ -477,7 +477,7 @@ plt.show()
 assert distances["the same recipe"].max() == 0 and (distances["another seed"] > distances["1 % higher rate"]).all()
 
 # %% [markdown]
-# The promise has a scope: the same machine, the same versions, and a CPU or deterministic kernels, with the same number of threads. We took one thread above. With several, a long sum is split among them, and on a busy machine the split may change; a sum in another order rounds differently, and that is enough for two runs to part. While this lesson was written on a busy machine, one of about ten repetitions with two threads did. A recipe repeats a run exactly within this scope, and *statistically* elsewhere; for the latter, run several seeds.
+# The promise has a scope: the same machine, the same versions, and a CPU or deterministic kernels, with the same number of threads. We took one thread above. With several, a long sum is split among them, and on a busy machine the split may change; a sum in another order rounds differently, and that is enough for two runs to part. While this lesson was written on a busy machine, two of about a dozen repetitions with two threads did. A recipe repeats a run exactly within this scope, and *statistically* elsewhere; for the latter, run several seeds.
 
 # %% [markdown]
 # ## The story: 1e-5 is a word

@@ -12,7 +12,6 @@
 #| export
 import contextlib
 import threading
-import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -30,7 +29,6 @@ from ftnb.events import (
     Journal,
     Saved,
     SetLr,
-    Started,
     Stop,
     Warned,
 )
@@ -39,7 +37,9 @@ from ftnb.train import Training
 
 # %%
 import gc
+import random
 import tempfile
+import time
 import weakref
 
 import matplotlib.pyplot as plt
@@ -52,9 +52,9 @@ from ftnb.tasks.text_classification import TextClassification
 # %% [markdown]
 # ## Why a thread
 #
-# While a cell trains, the notebook is deaf: a click on a button waits until the cell is over. So a *run* trains in a thread of its own, and the cell that started it returns at once. The rule that keeps this safe is short: **the thread alone touches model and optimizer; everybody else asks.** A request is a small object in a queue, and the thread looks into the queue between two micro-batches.
+# While a cell trains, the notebook is deaf: a click on a button waits until the cell is over. So we train in a thread of its own, and the cell that started it returns at once. The rule that keeps this safe is short: **the thread alone touches model and optimizer; everybody else asks.** A request is a small object in a queue, and the thread looks into the queue between two micro-batches.
 #
-# Three things are needed: a gate that holds the thread while the run is paused, a record of what happened, and a short list of states. Python's `threading.Event` is the gate: `wait()` returns while it is set, and blocks while it is not.
+# Three things are needed: a gate that holds the thread during a pause, a record of what happened, and a short list of states. Python's `threading.Event` is the gate: `wait()` returns while it is set, and blocks while it is not.
 
 # %%
 gate, laps = threading.Event(), []
@@ -89,24 +89,23 @@ class Record:
         self.journal: Journal | None = None
         self.lost = False  # whether the journal could not be written to its end
         self._listeners: list[Callable[[Event], object]] = []
-        self._start = time.perf_counter()
+        self.seconds: Callable[[], float] = lambda: 0.0  # time since the training began
         self._early: list[Event] = []  # said before there was a journal
 
-    def open(self, path: Path) -> None:
-        """Begin the journal; from here on every event is written before it is told."""
-        self.journal, self._start = Journal(path), time.perf_counter()
+    def open(self, path: Path, clock: Callable[[], float]) -> None:
+        """Begin the journal; from here on every event is written before it is told.
+
+        Args:
+            path: the journal's file.
+            clock: the training's own clock, so that its events and ours agree.
+        """
+        self.journal, self.seconds = Journal(path), clock
         for event in self._early:
             self.journal.append(event)
-
-    def seconds(self) -> float:
-        """Time since the training began, 0 before."""
-        return time.perf_counter() - self._start if self.journal is not None else 0.0
 
     def add(self, event: Event) -> None:
         """Write an event down, then tell it."""
         self.step = max(self.step, event.step)
-        if isinstance(event, Started):
-            self._start = time.perf_counter() - event.time  # one clock for the training's events and ours
         self._write(event)
         self.history.add(event)
         for listener in tuple(self._listeners):
@@ -140,6 +139,20 @@ class Record:
         if self.journal is not None:
             with contextlib.suppress(OSError):
                 self.journal.close()
+
+# %% [markdown]
+# Two listeners, one of them broken. The second one still hears everything, and the warning, too:
+
+# %%
+record, heard = Record(), []
+record.subscribe(lambda event: 1 / 0)
+record.subscribe(lambda event: heard.append(event.kind))
+record.warn("example", "the first event")
+record.warn("example", "the second event")
+heard
+
+# %%
+assert heard == ["warned", "warned", "warned"]
 
 
 # %% [markdown]
@@ -339,7 +352,7 @@ def work(background: BackgroundTraining) -> None:
     """The thread's whole life; whatever happens, it ends in one of the three last states."""
     assert background.training is not None
     try:
-        background.record.open(background.folder / JOURNAL)
+        background.record.open(background.folder / JOURNAL, background.training.clock)
         end(background, background.training, train(background, background.training))
     except BaseException as error:  # noqa: BLE001  # a thread has nobody to raise to; whoever waits is told
         fail(background, error)
@@ -347,3 +360,228 @@ def work(background: BackgroundTraining) -> None:
         background.state = background.state if background.state in ENDED else "failed"
         background.training = None  # frees the optimizer's memory
         background.ended.set()
+
+# %% [markdown]
+# ## A minute at the controls
+#
+# Here is a real one: the built-in BERT on the built-in reviews. The cell that starts it is over at once. A listener, which runs in the training's own thread, asks for a pause after the third step, so that what follows does not depend on how fast your machine is.
+
+# %%
+torch.set_num_threads(1)
+place = Path(tempfile.mkdtemp())
+
+def background_training(name: str, **changes: object) -> BackgroundTraining:
+    task = TextClassification.prepare("builtin:reviews", "builtin:bert-reviews")
+    settings = {"lr": 5e-4, "num_epochs": 2, "device": "cpu"} | changes
+    (place / name).mkdir()
+    return BackgroundTraining(Training(task.learner(batch_size=16), **settings), place / name, task.save)
+
+def until(background: BackgroundTraining, *states: str) -> str:
+    while background.state not in states:
+        time.sleep(0.01)
+    return background.state
+
+# %%
+background = background_training("first")
+background.record.subscribe(lambda e: background.pause(by="step 3") if isinstance(e, Stepped) and e.step == 3 else None)
+background.start()
+background.state
+
+# %% [markdown]
+# While it is paused, the learning rate is lowered, and an evaluation is asked for. Both wait in the queue. Then it goes on, and is stopped two steps later.
+
+# %%
+until(background, "paused")
+background.set_lr(1e-4)
+background.evaluate()
+background.record.subscribe(lambda e: background.stop(by="step 5") if isinstance(e, Stepped) and e.step == 5 else None)
+background.resume()
+background.ended.wait()
+[(e.what, e.step, e.by) for e in read_journal(place / "first" / JOURNAL) if isinstance(e, Changed)]
+
+# %%
+assert background.state == "stopped"
+assert sorted(path.name for path in (place / "first").iterdir()) == ["events.jsonl", "model", "model-last"]
+
+# %% [markdown]
+# Two models are there, the best and the last. Neither can ever be half there. A write that breaks off in the middle, as in a power cut, leaves what was there before:
+
+# %%
+def breaks_off(folder: Path) -> None:
+    (folder / "config.json").write_text('{"half": ')
+    raise OSError("the power is gone")
+
+model = place / "first" / "model"
+before = (model / "config.json").read_bytes()
+with contextlib.suppress(OSError):
+    write_model(breaks_off, model)
+model_folder(model) == model, (model / "config.json").read_bytes() == before
+
+# %%
+assert (model / "config.json").read_bytes() == before
+
+# %% [markdown]
+# ## The experiment: a pause changes nothing
+#
+# **Claim.** A training that is paused again and again, at moments nobody chose, in the middle of steps and of evaluations, while other cells draw random numbers, ends with the weights of one that was left alone, bit for bit. The claim would be refuted by one differing bit.
+#
+# It is not obvious: a pause that let the trainer finish its epoch would pass this test and be useless, and one that dropped the micro-batches of a half-done step would move the weights. So the steps use two micro-batches each, and there are four evaluations to be caught in.
+
+# %%
+def disturb(background: BackgroundTraining, seed: int) -> int:
+    moments, pauses = random.Random(seed), 0
+    while background.state not in ENDED:
+        time.sleep(moments.uniform(0.02, 0.3))
+        try:
+            background.pause()
+        except RunError:  # it has ended meanwhile
+            break
+        pauses += until(background, "paused", *ENDED) == "paused"
+        torch.randn(1000)  # another cell is used in the meantime
+        time.sleep(0.15)
+        if background.state == "paused":
+            background.resume()
+    background.ended.wait()
+    return pauses
+
+def weights(background: BackgroundTraining) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in final[background].values()])
+
+# %%
+final = {}
+
+def run_to_the_end(name: str, seed: int | None) -> tuple[BackgroundTraining, int]:
+    background = background_training(name, num_epochs=2, accumulation=2, eval_every=2)
+    model = background.training.learner.model
+    background.start()
+    pauses = disturb(background, seed) if seed is not None else 0
+    background.ended.wait()
+    final[background] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return background, pauses
+
+alone, _ = run_to_the_end("alone", seed=None)
+disturbed = [run_to_the_end(f"disturbed {seed}", seed) for seed in range(3)]
+[(pauses, torch.equal(weights(alone), weights(background))) for background, pauses in disturbed]
+
+# %%
+assert all(pauses > 0 and torch.equal(weights(alone), weights(background)) for background, pauses in disturbed)
+
+# %%
+def steps_over_time(background: BackgroundTraining) -> tuple[list[float], list[float]]:
+    events = read_journal(background.folder / JOURNAL)
+    points = [(e.time, e.step) for e in events if isinstance(e, Stepped | Changed)]
+    return [time for time, _ in points], [step for _, step in points]
+
+fig, ax = plt.subplots(figsize=(6.5, 3), dpi=80)
+for (background, pauses), color in zip([*disturbed, (alone, 0)], ("C1", "C2", "C4", "C0"), strict=True):
+    times, steps = steps_over_time(background)
+    ax.plot(times, steps, color=color, linewidth=1.5, label=f"{pauses} pauses" if pauses else "left alone")
+    ax.plot(times[-1], steps[-1], "o", color=color)
+ax.set(xlabel="seconds", ylabel="step", title="Other times, the same weights")
+ax.spines[["top", "right"]].set_visible(False)
+ax.legend(frameon=False)
+fig.subplots_adjust(bottom=0.17)
+plt.show()
+
+# %% [markdown]
+# Each flat stretch is a pause or an evaluation. Why it holds: the order of the examples follows from seed and epoch, the random numbers of a micro-batch from seed, step and micro-batch (lesson 16), and a half-done step waits in a field (lesson 18). Nothing depends on *when*.
+
+# %% [markdown]
+# ## The story: the error that kept the memory
+#
+# You interrupt a training in a notebook, or it runs out of GPU memory, and the next attempt fails at once: the memory is still taken. People delete the model, collect garbage, empty the cache, and restart the kernel in the end (pytorch/pytorch#27600, and #36874 for interactive consoles). What holds the memory is the *exception*: it keeps its traceback, the traceback keeps every function's frame, and a frame keeps its local variables, the failed batch's activations among them. A notebook remembers the last exception for you.
+
+# %%
+alive = []
+
+def failing_step() -> None:
+    activations = torch.zeros(1000, 1000)
+    alive.append(weakref.ref(activations))
+    raise RuntimeError("out of memory")
+
+def remember(keep: str) -> object:
+    try:
+        failing_step()
+    except RuntimeError as error:
+        return error if keep == "the exception" else f"{type(error).__name__}: {error}"
+
+kept = {keep: remember(keep) for keep in ("the exception", "its words")}
+gc.collect()
+{keep: reference() is not None for keep, reference in zip(kept, alive, strict=True)}
+
+# %%
+assert alive[0]() is not None and alive[1]() is None
+
+# %% [markdown]
+# So the thread keeps the words and the traceback *as text*. Here is a training whose loss breaks in its fifth call. The weights of its fourth step are on the disk, and the batch is gone from memory:
+
+# %%
+broken, calls = background_training("broken"), []
+learner = broken.training.learner
+healthy_loss = learner.loss
+
+def breaks_at_the_fifth(model: torch.nn.Module, batch: dict) -> tuple:
+    calls.append(weakref.ref(batch["input_ids"]))
+    if len(calls) == 5:
+        raise RuntimeError("out of memory")
+    return healthy_loss(model, batch)
+
+learner.loss = breaks_at_the_fifth
+broken.start().ended.wait()
+broken.state, broken.error, broken.record.step, sorted(path.name for path in broken.folder.iterdir())
+
+# %%
+assert broken.state == "failed" and "breaks_at_the_fifth" in broken.traceback
+assert (broken.folder / "model-last").exists() and broken.record.step == 4
+
+# %% [markdown]
+# ## Exercises
+#
+# **1 (easy).** Write `seconds_paused`: how long a training was paused in all, from its events.
+
+# %% tags=["exercise"]
+def seconds_paused(events: list[Event]) -> float:
+    ...  # your code here
+
+# %% tags=["solution"]
+def seconds_paused(events: list[Event]) -> float:
+    total = 0.0
+    for event in events:
+        if isinstance(event, Changed) and event.what in ("pause", "resume"):
+            total += event.time if event.what == "resume" else -event.time
+    return total
+
+# %%
+pause = [Changed(step=3, time=2.0, what="pause"), Changed(step=3, time=5.5, what="resume")]
+assert seconds_paused(pause) == 3.5 and seconds_paused([]) == 0.0
+
+# %% [markdown]
+# **2 (medium).** Write `stop_when_good`: a listener that stops a training as soon as its accuracy reaches a target. A listener runs in the training's thread and may ask for anything.
+
+# %% tags=["exercise"]
+def stop_when_good(background: BackgroundTraining, target: float) -> None:
+    ...  # your code here
+
+# %% tags=["solution"]
+def stop_when_good(background: BackgroundTraining, target: float) -> None:
+    def listen(event: Event) -> None:
+        if isinstance(event, Evaluated) and event.metrics["accuracy"] >= target:
+            background.stop(by=f"accuracy {target}")
+
+    background.record.subscribe(listen)
+
+# %%
+good_enough = background_training("good enough", num_epochs=20, eval_every=2)
+stop_when_good(good_enough, target=0.6)
+good_enough.start().ended.wait()
+best = good_enough.record.history.best
+assert good_enough.state == "stopped" and best[1] >= 0.6 and good_enough.record.step < 160
+
+# %% [markdown]
+# ## Summary
+# - A thread trains, everybody else asks; requests take effect between two pieces of work and are written down with step and name.
+# - A pause is not asking for the next piece of work. It changes no bit of the result.
+# - What was said is on the disk before it is shown; a model folder is the old one or the new one, never half of one.
+# - Of an error, keep the words. The exception itself holds the memory of everything it passed through.
+#
+# **What next:** lesson 52 joins this with a recipe: one line starts a run, a folder keeps it. **Sources:** Python's `threading` and `traceback`; pytorch/pytorch#27600 and #36874; `os.replace` and `fsync` in the Python documentation.

@@ -31,7 +31,18 @@ from ftnb.waiting import Bar, quiet_bars, wait_for
 from ftnb.widgets.figure import Picture
 
 # %%
+import _thread
 import tempfile
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from safetensors.torch import save_model
+from transformers import pipeline
+
+from ftnb.events import Changed, Evaluated, Stepped
+from ftnb.pretrained import quiet_transformers
+from ftnb.schedule import lr_factor
 
 # %% [markdown]
 # ## From a recipe to a running training
@@ -359,3 +370,206 @@ def finetune(
             state = wait_for(run, tick=bar.tick, say=bar.say)
         verdict(run, state)
     return run
+
+# %% [markdown]
+# ## A run from start to end
+#
+# Runs go into `runs/` unless somebody says otherwise; here, into a folder that the system clears away. The run gets a key, as the panel gives it one. A listener raises nothing and draws nothing, it only asks: at step 6, the learning rate is to be halved. The cell is over as soon as data and model are loaded.
+
+# %%
+torch.set_num_threads(1)
+os.environ["FTNB_RUNS"] = tempfile.mkdtemp()
+run = Run(Recipe(num_epochs=2, eval_every=4, device="cpu"), key="lesson 52")
+run.subscribe(lambda e: run.set_lr(2.5e-4, by="step 6") if isinstance(e, Stepped) and e.step == 6 else None)
+run.start()
+run.state
+
+# %% [markdown]
+# This cell may be run as often as you like. It finds the run by its key and starts nothing:
+
+# %%
+found = current_run("lesson 52")
+found is run, found.wait()
+
+# %%
+run.report()
+
+# %%
+assert found is run and run.state == "done" and run.history.best is not None
+
+# %% [markdown]
+# What is left is a folder. The recipe says what was asked for, the journal what happened, line by line:
+
+# %%
+print(*sorted(path.name for path in run.folder.iterdir()), sep="\n")
+print(*(line[:110] for line in (run.folder / "events.jsonl").read_text().splitlines() if '"changed"' in line or '"saved"' in line), sep="\n")
+
+# %% [markdown]
+# And the model is one that the rest of the world can load. Our predictions and those of a `transformers` pipeline on the same folder are the same:
+
+# %%
+texts = run.task.splits.test["text"][:4]
+ours = [prediction.label for prediction in run.predict(texts)]
+with quiet_transformers():
+    classify = pipeline("text-classification", model=str(run.folder / "model"))
+theirs = [answer["label"] for answer in classify(list(texts))]
+list(zip(ours, theirs, run.task.splits.test["label"][:4], strict=True))
+
+# %%
+assert ours == theirs
+
+# %% [markdown]
+# For the common case, one line is enough. It waits, with a progress bar where you want one, and a mistake in it is named before anything is loaded:
+
+# %%
+quick = finetune(num_epochs=1, strategy="head", device="cpu", progress=False)
+quick.state, quick.recipe.code()
+
+# %%
+try:
+    finetune(learning_rate=1e-4)
+except ValueError as error:
+    message = str(error)
+message
+
+# %%
+assert "'lr'" in message and quick.state == "done"
+
+# %% [markdown]
+# ## The experiment: what a live change of the learning rate does, and what it cannot do
+#
+# **Claim 1.** A live learning rate sets the *peak*; the schedule's shape goes on. Every step's rate in the journal is, to the last bit, peak × shape, with the old peak before the change and the new one from the next step on.
+
+# %%
+def rates(run: Run) -> list[float]:
+    return [event.lr for event in run.events if isinstance(event, Stepped)]
+
+num_steps = len(rates(run))
+shape = [lr_factor(step / num_steps, warmup=run.recipe.warmup, schedule=run.recipe.schedule) for step in range(num_steps)]
+expected = [(5e-4 if step < 6 else 2.5e-4) * factor for step, factor in enumerate(shape)]
+max(abs(one - other) for one, other in zip(rates(run), expected, strict=True))
+
+# %%
+assert rates(run) == expected
+
+# %% [markdown]
+# **Claim 2.** People reach for the slider when a run goes wrong: the loss jumps, the rate was too high, so turn it down. We expect that this saves the run. *Hot* starts at twenty times the usual rate and is turned down to the usual one after the first epoch; *calm* has the usual rate all along. Hot has two more epochs to catch up. The claim would be refuted if it did not.
+
+# %%
+def steered(seed: int, hot: bool) -> Run:
+    usual = Recipe(num_epochs=3, eval_every=4, seed=seed, device="cpu")
+    run = Run(usual.replace(lr=20 * usual.lr) if hot else usual)
+    if hot:
+        run.subscribe(lambda e: run.set_lr(usual.lr) if isinstance(e, Stepped) and e.step == 8 else None)
+    run.start().wait()
+    return run
+
+calm, hot = ([steered(seed, is_hot) for seed in range(3)] for is_hot in (False, True))
+test_accuracy = {name: [round(r.task.evaluate("test")["accuracy"], 3) for r in group] for name, group in (("calm", calm), ("hot", hot))}
+test_accuracy
+
+# %%
+fig, ax = plt.subplots(figsize=(6.5, 3), dpi=80)
+for group, color, name in ((calm, "C0", "calm"), (hot, "C3", "hot, turned down at step 8")):
+    for i, one in enumerate(group):
+        points = [(e.step, e.metrics["accuracy"]) for e in one.events if isinstance(e, Evaluated)]
+        ax.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=name if i == 0 else None)
+ax.axvline(8, color="gray", linestyle="--", linewidth=0.8)
+ax.axhline(0.5, color="gray", linestyle=":", linewidth=0.8)
+ax.set(xticks=range(0, 25, 4), xlabel="step", ylabel="validation accuracy", ylim=(0.4, 1), title="Turning the rate down does not bring the pretraining back")
+ax.spines[["top", "right"]].set_visible(False)
+ax.legend(frameon=False, loc="center right")
+fig.subplots_adjust(bottom=0.17)
+plt.show()
+
+# %%
+assert all(usual - burnt > 0.1 for usual, burnt in zip(test_accuracy["calm"], test_accuracy["hot"], strict=True))
+
+# %% [markdown]
+# The claim is refuted, in all three seeds. Two epochs at the right rate cannot repair what one at a far too high rate did: it overwrote what pretraining had put there, and the labelled reviews do not hold it (the test reviews use words that no labelled one contains). A live rate is good for *less* or *more* of what is going well. When a fine-tuning has been burnt, stop it and start again from the checkpoint; `run.recipe.replace(lr=...)` is one line.
+#
+# The chart shows how easy it is to be fooled. After the change the loss comes down and calms, as if it were healing. But it settles at $\ln 2 \approx 0.693$, which is the loss of tossing a coin:
+
+# %%
+hot[0].report()
+
+# %% [markdown]
+# ## The story: stop, and where is my model?
+#
+# Train until it is good enough, press Ctrl-C, use the model: users of a guitar-amplifier trainer had done so for years, until an update of the framework below it. The framework caught the interrupt, shut down gracefully, and ended the process, so that the line after `fit()` that exports the model was never reached (sdatkinson/neural-amp-modeler#501, after Lightning-AI/pytorch-lightning#19976). Whether a stopped training leaves a usable model is asked in many trackers (coqui-ai/Trainer#99, hiyouga/LlamaFactory#9319). Where saving comes *after* the loop, it does not. Here is that script, interrupted at step 70:
+
+# %%
+def everybodys_script(folder: Path) -> None:
+    model, X = torch.nn.Linear(8, 2), torch.randn(32, 8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(100):
+        torch.nn.functional.cross_entropy(model(X), (X[:, 0] > 0).long()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 70:
+            _thread.interrupt_main()  # what ■ and Ctrl-C do
+            time.sleep(0.01)
+    save_model(model, str(folder / "model.safetensors"))
+
+theirs = Path(tempfile.mkdtemp())
+try:
+    everybodys_script(theirs)
+except KeyboardInterrupt:
+    print("interrupted")
+list(theirs.iterdir())
+
+# %% [markdown]
+# The same interrupt, while a cell waits for a run of a thousand epochs:
+
+# %%
+endless = Run(Recipe(num_epochs=1000, device="cpu"))
+endless.subscribe(lambda e: _thread.interrupt_main() if isinstance(e, Stepped) and e.step == 3 else None)
+endless.start()
+state = endless.wait()
+state, sorted(path.name for path in endless.folder.iterdir() if path.is_dir())
+
+# %%
+assert not list(theirs.iterdir())
+assert state == "stopped" and len(endless.predict(list(texts))) == 4
+
+# %% [markdown]
+# ## Exercises
+#
+# **1 (easy).** Write `who_did_what`: the changes of a run as sentences such as `'step 6: lr 0.0005 → 0.00025, by step 6'`, for a colleague who takes over.
+
+# %% tags=["exercise"]
+def who_did_what(run: Run) -> list[str]:
+    ...  # your code here
+
+# %% tags=["solution"]
+def who_did_what(run: Run) -> list[str]:
+    changes = (event for event in run.events if isinstance(event, Changed))
+    return [f"step {e.step}: {e.what} {e.old} → {e.new}, by {e.by}" for e in changes]
+
+# %%
+assert who_did_what(run) == ["step 6: lr 0.0005 → 0.00025, by step 6"]
+
+# %% [markdown]
+# **2 (medium).** Write `best_of`: run a recipe with several seeds, one after the other, and return the run with the best validation metric. (`history.best` is a pair of step and value.) Which promise about your test figure do you lose by this?
+
+# %% tags=["exercise"]
+def best_of(recipe: Recipe, seeds: list[int]) -> Run:
+    ...  # your code here
+
+# %% tags=["solution"]
+def best_of(recipe: Recipe, seeds: list[int]) -> Run:
+    candidates = [finetune(recipe, seed=seed, progress=False) for seed in seeds]
+    return max(candidates, key=lambda run: run.history.best[1])
+
+# %%
+winner = best_of(Recipe(num_epochs=1, strategy="head", device="cpu"), seeds=[0, 1])
+assert winner.recipe.seed in (0, 1) and winner.state == "done"
+
+# %% [markdown]
+# ## Summary
+# - A run is a recipe, a thread and a folder. What cannot work is refused before any training; what was trained is on the disk at every moment.
+# - Commands are the same from a cell, a panel and a script, and the journal names who gave them.
+# - A live learning rate scales what is to come. It does not undo what a far too high one has done.
+# - ■ in `run.wait()` means "stop and keep the model".
+#
+# **What next:** lesson 56 puts buttons on it; `ftnb run recipe.toml` does the same from a terminal, and `ftnb show` draws what happened. With a real model: `finetune(data="reviews.csv", model="google-bert/bert-base-uncased", lr=3e-5)`. **Sources:** the threads named above; Python's `threading`, `signal` and `atexit`.

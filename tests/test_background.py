@@ -79,8 +79,9 @@ def test_undisturbed_it_ends_with_the_same_weights_as_in_the_foreground(tmp_path
 
 def test_a_pause_in_the_middle_of_a_step_and_of_an_evaluation_changes_nothing(tmp_path):
     plain, held = toy_learner(), toy_learner()
-    finish(make(tmp_path / "a", plain, accumulation=2).start()) if (tmp_path / "a").mkdir() is None else None
-    (tmp_path / "b").mkdir()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    finish(make(tmp_path / "a", plain, accumulation=2).start())
     calls = []
 
     def watched(model, batch):
@@ -105,6 +106,8 @@ def test_a_pause_in_the_middle_of_a_step_and_of_an_evaluation_changes_nothing(tm
     assert torch.equal(weights(plain.model), weights(held.model))
     whats = [what for what, _, _ in changes(background)]
     assert whats == ["pause", "resume"] * pauses
+    times = [e.time for e in events(background)]
+    assert times == sorted(times), "one clock for the training's events and the thread's"
 
 
 def test_commands_are_journalled_with_step_and_who_asked(tmp_path):
@@ -318,7 +321,7 @@ def test_two_at_once(tmp_path):
 def test_warnings_before_the_journal_are_in_it_later(tmp_path):
     record = Record()
     record.warn("data", "early")
-    record.open(tmp_path / JOURNAL)
+    record.open(tmp_path / JOURNAL, time.perf_counter)
     record.warn("data", "late")
     record.close()
     assert [e.message for e in read_journal(tmp_path / JOURNAL)] == ["early", "late"]
