@@ -7,8 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
-from ftnb.data import Splits, normalise_text
-from ftnb.tables import DataError
+from ftnb.tables import DataError, Splits, normalise_text
 
 Level = Literal["error", "warning"]
 

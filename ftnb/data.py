@@ -2,9 +2,7 @@
 """Your own table, checked before training, in batches that waste no time on padding."""
 
 import math
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,48 +13,15 @@ from torch.utils.data import DataLoader
 
 from ftnb.builtin.reviews import labelled_reviews
 from ftnb.sources import read_any
-from ftnb.tables import DataError, clean_columns, select_columns
+from ftnb.tables import DataError, Splits, clean_columns, normalise_text, select_columns
 
 __all__ = [
-    "Splits",
-    "normalise_text",
     "cut_split",
     "load_splits",
     "real_token_share",
     "batch_order",
     "Batches",
 ]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The rows to train on, to choose by, and to report on.
-
-    Args:
-        train, valid, test: `datasets.Dataset` with one column per role and "row", the 1-based row in the source.
-        notices: what was done to the data that a reader of the result should know.
-        sources: per split, what to call it in a message.
-        columns: per role, the name (or position) of its column in the source.
-        label_names: the order of the classes where the source states one.
-    """
-
-    train: Dataset
-    valid: Dataset
-    test: Dataset | None = None
-    notices: list[str] = field(default_factory=list)
-    sources: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, str | int] = field(default_factory=dict)
-    label_names: tuple[str, ...] | None = None
-
-    def items(self) -> list[tuple[str, Dataset]]:
-        """The splits that are there, by name, in the order train, valid, test."""
-        pairs = [("train", self.train), ("valid", self.valid), ("test", self.test)]
-        return [(name, split) for name, split in pairs if split is not None]
-
-
-def normalise_text(text: str) -> str:
-    """A text's form for comparison: Unicode NFKC, case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def cut_split(frame: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

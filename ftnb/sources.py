@@ -132,7 +132,7 @@ def _read_part(part: Any, header: bool, name: str) -> Table:
     if frame.empty:
         raise DataError(f"{name} holds no rows.")
     frame.index = pd.RangeIndex(1, len(frame) + 1)
-    return Table(frame, name, orders)
+    return Table(frame, "table", orders)
 
 
 def _with_train(tables: dict[str, Table], name: str) -> dict[str, Table]:

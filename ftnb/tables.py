@@ -6,14 +6,16 @@ Every row keeps the number it has in its source, so that a message can say where
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -35,6 +37,37 @@ class Table:
     frame: pd.DataFrame
     source: str
     label_names: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows to train on, to choose by, and to report on.
+
+    Args:
+        train, valid, test: `datasets.Dataset` with one column per role and "row", the 1-based row in the source.
+        notices: what was done to the data that a reader of the result should know.
+        sources: per split, what to call it in a message.
+        columns: per role, the name (or position) of its column in the source.
+        label_names: the order of the classes where the source states one.
+    """
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset | None = None
+    notices: list[str] = field(default_factory=list)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | int] = field(default_factory=dict)
+    label_names: tuple[str, ...] | None = None
+
+    def items(self) -> list[tuple[str, Dataset]]:
+        """The splits that are there, by name, in the order train, valid, test."""
+        pairs = [("train", self.train), ("valid", self.valid), ("test", self.test)]
+        return [(name, split) for name, split in pairs if split is not None]
+
+
+def normalise_text(text: str) -> str:
+    """A text's form for comparison: Unicode NFKC, case folded, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def read_file(path: Path, *, header: bool = True) -> Table:

@@ -11,9 +11,7 @@
 # %%
 #| export
 import math
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from ftnb.builtin.reviews import labelled_reviews
 from ftnb.sources import read_any
-from ftnb.tables import DataError, clean_columns, select_columns
+from ftnb.tables import DataError, Splits, clean_columns, normalise_text, select_columns
 
 # %%
 import tempfile
@@ -38,43 +36,10 @@ from ftnb.checks import check_text_labels
 # %% [markdown]
 # ## From a table to three splits
 #
-# A text classifier needs two columns: the text and its label. What they are called differs from file to file, so we name each column by its *role*: `columns={"text": "sentence", "label": "stars"}`. From there on every part of the project says `text` and `label`, and every row remembers its row number in the file, so that a message can say where to look.
-
-# %%
-#| export
-@dataclass(frozen=True)
-class Splits:
-    """The rows to train on, to choose by, and to report on.
-
-    Args:
-        train, valid, test: `datasets.Dataset` with one column per role and "row", the 1-based row in the source.
-        notices: what was done to the data that a reader of the result should know.
-        sources: per split, what to call it in a message.
-        columns: per role, the name (or position) of its column in the source.
-        label_names: the order of the classes where the source states one.
-    """
-
-    train: Dataset
-    valid: Dataset
-    test: Dataset | None = None
-    notices: list[str] = field(default_factory=list)
-    sources: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, str | int] = field(default_factory=dict)
-    label_names: tuple[str, ...] | None = None
-
-    def items(self) -> list[tuple[str, Dataset]]:
-        """The splits that are there, by name, in the order train, valid, test."""
-        pairs = [("train", self.train), ("valid", self.valid), ("test", self.test)]
-        return [(name, split) for name, split in pairs if split is not None]
+# A text classifier needs two columns: the text and its label. What they are called differs from file to file, so we name each column by its *role*: `columns={"text": "sentence", "label": "stars"}`. From there on every part of the project says `text` and `label`, and every row remembers its row number in the file, so that a message can say where to look. Reading tables is plumbing and sits in two plain modules, `ftnb.tables` and `ftnb.sources`; what is decided along the way is here.
 
 # %% [markdown]
 # Two texts are the same to a reader when they differ only in case, in spaces or in the way an accent is encoded. Many checks below, and the cut into splits, compare texts in this sense.
-
-# %%
-#| export
-def normalise_text(text: str) -> str:
-    """A text's form for comparison: Unicode NFKC, case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 # %%
 normalise_text("  A ﬁne  CAFE\u0301 "), normalise_text("a fine café")
@@ -111,7 +76,7 @@ def cut_split(frame: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataF
     return frame[~cut], frame[cut]
 
 # %% [markdown]
-# Reading itself is in two plain helper modules, `ftnb.tables` and `ftnb.sources`. A label may arrive as `1`, `1.0`, `"1"` or `True`; it becomes a string, a whole number without the `.0` that pandas adds to a column with a gap. A missing cell becomes an empty string, which the checks below will name.
+# The result is a `Splits`: rows to train on, to choose by (*valid*), and to report on (*test*). A label may arrive as `1`, `1.0`, `"1"` or `True`; it becomes a string, a whole number without the `.0` that pandas adds to a column with a gap. A missing cell becomes an empty string, which the checks below will name.
 
 # %%
 #| export
@@ -200,11 +165,11 @@ reviews = load_splits("builtin:reviews")
 # In a CSV file a double quote opens a field that may run over several lines. Sentences contain stray quotes. Read a tab-separated file of sentences as if it were a CSV, and two stray quotes swallow every row between them, with no error:
 
 # %%
-lines = ['the rock is " destined to be big\t1', "dull\t0", "a fine film\t1", 'he calls it "art\t0', "lovely\t1"]
+lines = ['" destined to be big\t1', "dull\t0", "a fine film\t1", '" art , he calls it\t0', "lovely\t1"]
 (folder / "stray.tsv").write_text("\n".join(lines), encoding="utf-8")
 usual = pd.read_csv(folder / "stray.tsv", sep="\t", header=None)
 ours = load_splits({"train": folder / "stray.tsv", "valid": folder / "stray.tsv"}, columns={"text": 0, "label": 1})
-len(usual), len(ours.train)
+len(usual), len(ours.train), usual[0][0]
 
 # %% [markdown]
 # So a `.tsv` is read without quoting here, a `.csv` with strict quoting: a row that does not fit is refused by line number.
@@ -218,7 +183,7 @@ except DataError as error:
 message
 
 # %%
-assert len(ours.train) == 5 and "line 3" in message
+assert len(usual) == 2 and len(ours.train) == 5 and "line 3" in message
 
 # %% [markdown]
 # ## What spoils a result silently
@@ -438,7 +403,7 @@ assert shares["similar lengths"] >= 0.95 > shares["per batch"] > shares["to the 
 # %%
 from transformers import BertConfig, BertForSequenceClassification
 
-config = BertConfig(vocab_size=1000, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512)
+config = BertConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
 model = BertForSequenceClassification(config)
 
 def texts_per_second(batches: Batches, epoch: int, num_batches: int = 8) -> float:
@@ -477,19 +442,21 @@ plt.show()
 assert np.median(speed["similar lengths"] / speed["per batch"]) > 1 and np.median(ratio["per batch"]) > 1
 
 # %% [markdown]
-# Is the order still random? If short texts came early, position and length would be correlated. Over 30 epochs, the mean position of an example should not depend on its length, and a batch should not have the same members again:
+# Is the order still random? Then over many epochs the shortest tenth of the texts comes as early or late as the longest, in the middle on average (0.5), and a text meets mostly other company in its next epoch:
 
 # %%
-position = np.zeros(len(lengths))
+position = np.zeros((30, len(lengths)))
 for epoch in range(30):
-    position[[i for batch in orders["similar lengths"].order(epoch) for i in batch]] += np.arange(len(lengths)) / 30
+    order = orders["similar lengths"].order(epoch)
+    position[epoch, [i for batch in order for i in batch]] = np.linspace(0, 1, len(lengths))
+by_length = position[:, np.argsort(lengths)]
+shortest, longest = float(by_length[:, :300].mean()), float(by_length[:, -300:].mean())
 company = [{(a, b) for batch in orders["similar lengths"].order(e) for a in batch for b in batch if a < b} for e in (0, 1)]
-correlation = np.corrcoef(position, lengths)[0, 1]
-same_company = len(company[0] & company[1]) / len(company[0])
-correlation, same_company
+met_again = len(company[0] & company[1]) / len(company[0])
+shortest, longest, met_again
 
 # %%
-assert abs(correlation) < 0.06 and same_company < 0.1
+assert abs(shortest - 0.5) < 0.04 and abs(longest - 0.5) < 0.04 and met_again < 0.2
 
 # %% [markdown]
 # What is given up: within one batch all texts have about the same length. Where length and label go together, batches become less mixed; then compare with `lengths=None`.
@@ -501,16 +468,20 @@ assert abs(correlation) < 0.06 and same_company < 0.1
 # %%
 from ftnb.builtin.reviews import labelled_reviews
 
-def remembered(text: str, known: list[dict]) -> str:
-    words = set(normalise_text(text).split())
-    overlap = [len(words & set(row["text"].split())) / len(words | set(row["text"].split())) for row in known]
-    return known[int(np.argmax(overlap))]["label"]
+def words_of(text: str) -> set[str]:
+    return set(normalise_text(text).split())
+
+def remembered(text: str, known: list[tuple[set[str], str]]) -> str:
+    """The label of the known text that has the largest share of words in common with this one."""
+    words = words_of(text)
+    return max(known, key=lambda pair: len(words & pair[0]) / len(words | pair[0]))[1]
 
 def leaky_accuracy(leaked: float, seed: int) -> float:
     known, test = labelled_reviews("train", 100, seed=seed), labelled_reviews("test", 100, seed=seed)
     slipped = int(leaked * len(test))
     test = test[slipped:] + [{**row, "text": row["text"].upper()} for row in known[:slipped]]
-    return float(np.mean([remembered(row["text"], known) == row["label"] for row in test]))
+    memory = [(words_of(row["text"]), row["label"]) for row in known]
+    return float(np.mean([remembered(row["text"], memory) == row["label"] for row in test]))
 
 accuracies = {leaked: [leaky_accuracy(leaked, seed) for seed in range(5)] for leaked in (0.0, 0.1, 0.3)}
 {f"{leaked:.0%} leaked": round(float(np.mean(values)), 2) for leaked, values in accuracies.items()}

@@ -34,6 +34,11 @@ from ftnb.tasks.display import TextTable
 import tempfile
 
 import matplotlib.pyplot as plt
+import numpy as np
+from transformers import pipeline
+
+from ftnb.builtin.reviews import labelled_reviews
+from ftnb.train import Training
 
 # %% [markdown]
 # ## From texts to token ids
@@ -74,6 +79,17 @@ def encode(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[dict[
     if num_cut:
         inputs = tokenizer(list(texts), padding=False, truncation=True, max_length=max_length)
     return dict(inputs), num_cut, num_unknown / sum(lengths)
+
+# %% [markdown]
+# A tokenizer with the vocabulary of the built-in model. The last text is longer than the limit, and it does not know one word:
+
+# %%
+tokenizer = load_pretrained("builtin:bert-reviews", "text-classification", ["negative", "positive"]).processor
+inputs, num_cut, unknown = encode(["a lovely film .", "the plot was dull and flabbergasting ."], tokenizer, max_length=8)
+[tokenizer.convert_ids_to_tokens(ids) for ids in inputs["input_ids"]], num_cut, round(unknown, 3)
+
+# %%
+assert num_cut == 1 and all(len(ids) <= 8 for ids in inputs["input_ids"]) and 0 < unknown < 0.2
 
 # %% [markdown]
 # ## Loss and predictions
@@ -342,3 +358,170 @@ class TextClassification:
         if name not in self.encoded:
             raise DataError(f"there is no split {name!r}; there are {', '.join(map(repr, self.encoded))}.")
         return self.encoded[name]
+
+# %% [markdown]
+# ## From start to end
+#
+# Prepare, and look at what the model will see. A text is lower-cased and cut into tokens here; the padding is what the longest text of the batch costs the others.
+
+# %%
+task = TextClassification.prepare("builtin:reviews", "builtin:bert-reviews")
+task.show_batch(3)
+
+# %%
+task.labels, sorted(task.new_parameters), task.warnings, task.evaluate("valid")
+
+# %% [markdown]
+# The head is random, so the accuracy is that of a coin. Now train. The loop is that of the previous lessons; the task only hands it a learner.
+
+# %%
+training = Training(task.learner(batch_size=16), lr=5e-4, num_epochs=3, device="cpu")
+for event in training:
+    if event.kind == "evaluated":
+        print(f"step {event.step}: loss {event.loss:.3f}, accuracy {event.metrics['accuracy']:.3f}")
+training.load_best()
+after = task.evaluate("valid")
+after
+
+# %%
+assert after["accuracy"] > 0.7
+
+# %% [markdown]
+# Numbers do not say *what* is wrong. Read the errors, the most confident first: there you find wrong labels, missing knowledge (negations, irony) and shortcuts. Row numbers are those of your file.
+
+# %%
+task.show_errors(4)
+
+# %%
+task.predict(["we loved this hotel . the room was lovely .", "the plot was dull ."])
+
+# %% [markdown]
+# Saved, it is an ordinary folder of the Hub's layout. Any program that knows transformers gives the same answers:
+
+# %%
+folder = task.save(tempfile.mkdtemp())
+texts = task.splits.test["text"][:20]
+with quiet_transformers():
+    classify = pipeline("text-classification", str(folder), device="cpu", truncation=True)
+theirs, ours = classify(texts), task.predict(texts)
+theirs[0], ours[0]
+
+# %%
+assert all(a["label"] == b.label and abs(a["score"] - b.score) < 1e-4 for a, b in zip(theirs, ours, strict=True))
+
+# %% [markdown]
+# ## The experiment: how much of a text is needed?
+#
+# **Claim.** Cutting texts makes training cheaper, and costs accuracy where the answer is spread over the text. In the built-in reviews the label is the majority of several opinions, so the first few tokens should not be enough. We fine-tune at three limits, three seeds each, and test on 400 reviews drawn like the training ones. The claim would be refuted if the shortest limit reached the accuracy of the full text.
+
+# %%
+def run(max_length: int, seed: int) -> tuple[float, int]:
+    splits = {"train": labelled_reviews("train", 128, seed=seed), "valid": labelled_reviews("valid", 60, seed=seed)}
+    splits["test"] = labelled_reviews("test_seen", 400, seed=seed)
+    task = TextClassification.prepare(splits, "builtin:bert-reviews", max_length=max_length, seed=seed)
+    for _ in Training(task.learner(seed=seed), lr=5e-4, num_epochs=3, seed=seed, device="cpu"):
+        pass
+    tokens = sum(len(ids) for ids in task.encoded["train"]["input_ids"])
+    return task.evaluate("test")["accuracy"], tokens
+
+limits, seeds = (8, 24, 128), (11, 12, 13)
+results = {limit: [run(limit, seed) for seed in seeds] for limit in limits}
+{limit: [accuracy for accuracy, _ in of] for limit, of in results.items()}
+
+# %%
+fig, ax = plt.subplots(figsize=(5, 3), dpi=80, layout="constrained")
+for limit, of in results.items():
+    tokens, accuracies = np.mean([t for _, t in of]), [a for a, _ in of]
+    ax.plot([tokens] * len(of), accuracies, "o", color="tab:blue", alpha=0.6)
+    ax.annotate(f"at most {limit}", (tokens, min(accuracies)), xytext=(0, -14), textcoords="offset points", ha="center")
+ax.plot([np.mean([t for _, t in of]) for of in results.values()], [np.mean([a for a, _ in of]) for of in results.values()], color="tab:blue", alpha=0.4)
+ax.margins(x=0.15, y=0.25)
+ax.set(xlabel="tokens in 128 training reviews", ylabel="test accuracy", title="What a shorter text costs (3 seeds)")
+plt.show()
+
+# %%
+assert max(a for a, _ in results[8]) < min(a for a, _ in results[128])
+
+# %% [markdown]
+# ## The story: right for the wrong reason
+#
+# In 2018 two groups found that a classifier which is shown *only one of two sentences* answers much of a famous benchmark about how the two relate: people who had written the sentences left traces, such as "not" in contradictions (Gururangan et al., Poliak et al.). A model takes whatever separates the classes with the least effort. Here we plant such a trace. In training, praise is written on Mondays and complaints on Fridays; in the test it is the other way round.
+
+# %%
+def with_trace(reviews: list[dict], days: dict[str, str]) -> list[dict]:
+    return [{**r, "text": f"we went on {days[r['label']]} . {r['text']}"} for r in reviews]
+
+training_days = {"positive": "monday", "negative": "friday"}
+other_days = {"positive": "friday", "negative": "monday"}
+traced = {
+    "train": with_trace(labelled_reviews("train", 128, seed=21), training_days),
+    "valid": with_trace(labelled_reviews("valid", 60, seed=21), training_days),
+    "test": with_trace(labelled_reviews("test_seen", 400, seed=21), other_days),
+}
+shortcut = TextClassification.prepare(traced, "builtin:bert-reviews")
+for _ in Training(shortcut.learner(), lr=5e-4, num_epochs=3, device="cpu"):
+    pass
+in_validation, swapped = shortcut.evaluate("valid")["accuracy"], shortcut.evaluate("test")["accuracy"]
+in_validation, swapped
+
+# %%
+assert in_validation > 0.9 and swapped < 0.5
+
+# %% [markdown]
+# The validation set, drawn like the training set, praises the model for it. Only reading the errors, or a test from elsewhere, shows it.
+
+# %%
+shortcut.show_errors(2, split="test")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1 (easy).** Write `confusions`: how often each true label was predicted as each label on a split, as a dictionary with keys (true, predicted).
+
+# %% tags=["exercise"]
+def confusions(task: TextClassification, split: str) -> dict[tuple[str, str], int]:
+    ...  # your code here
+
+# %% tags=["solution"]
+def confusions(task: TextClassification, split: str) -> dict[tuple[str, str], int]:
+    rows, counts = dict(task.splits.items())[split], {}
+    for label, prediction in zip(rows["label"], task.predict(rows["text"][:]), strict=True):
+        counts[label, prediction.label] = counts.get((label, prediction.label), 0) + 1
+    return counts
+
+# %%
+table = confusions(task, "valid")
+right = sum(number for (true, predicted), number in table.items() if true == predicted)
+assert sum(table.values()) == len(task.splits.valid)
+assert abs(right / len(task.splits.valid) - task.evaluate("valid")["accuracy"]) < 1e-6
+
+# %% [markdown]
+# **2 (medium).** With a budget for labelling ten more texts, which? One answer: those the model is least sure about. Write `least_sure`: the `n` texts with the smallest gap between the two most likely classes.
+
+# %% tags=["exercise"]
+def least_sure(task: TextClassification, texts: list[str], n: int) -> list[str]:
+    ...  # your code here
+
+# %% tags=["solution"]
+def least_sure(task: TextClassification, texts: list[str], n: int) -> list[str]:
+    def gap(prediction: Prediction) -> float:
+        first, second = sorted(prediction.scores.values(), reverse=True)[:2]
+        return first - second
+
+    gaps = [gap(prediction) for prediction in task.predict(texts)]
+    return [texts[i] for i in sorted(range(len(texts)), key=gaps.__getitem__)[:n]]
+
+# %%
+texts = task.splits.test["text"][:100]
+chosen = least_sure(task, texts, 10)
+others = [text for text in texts if text not in chosen]
+assert max(p.score for p in task.predict(chosen)) <= min(p.score for p in task.predict(others)) + 1e-6
+
+# %% [markdown]
+# ## Summary
+# - `prepare` does all loading and all checks; what is cut and what is not in the vocabulary is counted.
+# - The loss is the cross-entropy, in float32; predicting changes no mode.
+# - Read the errors, most confident first. A validation set shares the training set's traces.
+# - The saved folder belongs to you: `transformers.pipeline` loads it.
+#
+# **What next:** the next lesson does a whole sentiment project on a CSV. With a network, replace the model by `"google-bert/bert-base-uncased"` and the rate by 5e-5. **Sources:** Gururangan et al. (2018), "Annotation artifacts in natural language inference data"; Poliak et al. (2018), "Hypothesis only baselines in natural language inference"; Geirhos et al. (2020), "Shortcut learning in deep neural networks"; the documentation of transformers' pipelines.

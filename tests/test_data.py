@@ -312,11 +312,14 @@ def test_buckets_waste_little_and_stay_random(lengths):
     epochs = [batch_order(3000, 16, lengths=lengths, seed=0, epoch=epoch) for epoch in range(40)]
     assert min(real_token_share(lengths, order) for order in epochs) >= 0.95
     assert real_token_share(lengths, batch_order(3000, 16, seed=0)) < 0.7  # what random batches waste
-    # Over the epochs, where in the epoch an example comes does not depend on its length …
+    # Over the epochs an example comes anywhere in the epoch, however long it is: about 19 of the 188 batches hold
+    # the shortest tenth, so over 40 epochs its mean position is known to within 0.289 / sqrt(19 * 40) = 0.0105 …
     position = np.zeros((40, 3000))
     for epoch, order in enumerate(epochs):
         position[epoch, [i for batch in order for i in batch]] = np.linspace(0, 1, 3000)
-    assert abs(np.corrcoef(position.mean(0), lengths)[0, 1]) < 0.06  # 3 standard errors of no correlation
+    by_length = position[:, np.argsort(lengths)]
+    assert abs(by_length[:, :300].mean() - 0.5) < 0.032
+    assert abs(by_length[:, -300:].mean() - 0.5) < 0.032
     assert abs(position.mean(0) - 0.5).max() < 4.5 * np.sqrt(1 / 12 / 40)
     # … and the small batch is not always that of the shortest or the longest.
     small = [np.mean([lengths[i] for i in min(order, key=len)]) for order in epochs]
