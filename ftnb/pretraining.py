@@ -6,7 +6,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,9 @@ def mask_tokens(
     return torch.where(chosen & (how >= 0.9), random_ids, masked), chosen
 
 
-def pretraining_loss(model: BertForPreTraining, input_ids: Tensor, masked: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def pretraining_loss(
+    model: BertForPreTraining, input_ids: Tensor, masked: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
     """The two losses of our pretraining, each a mean over the chosen tokens in nats.
 
     The first predicts a masked word from its place, the second from the pooled vector of the whole review: the
@@ -243,7 +245,8 @@ def pretrain(model: BertForPreTraining, tokenizer: BertTokenizer, settings: Pret
 
     A row holds step, seconds, the two losses (mean since the last row, in nats) and `probe_accuracy`.
     """
-    token_ids = tokenizer(list(unlabelled_reviews(settings.num_documents, settings.seed, settings.difficulty)))["input_ids"]
+    texts = list(unlabelled_reviews(settings.num_documents, settings.seed, settings.difficulty))
+    token_ids = tokenizer(texts)["input_ids"]
     generator = torch.Generator().manual_seed(settings.seed)
     probabilities = mask_probabilities(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -280,7 +283,9 @@ def pretrain(model: BertForPreTraining, tokenizer: BertTokenizer, settings: Pret
         yield row()
 
 
-def finetuned_accuracy(folder: str | Path, seed: int, *, pretrained: bool = True, num_train: int = 128) -> dict[str, float]:
+def finetuned_accuracy(
+    folder: str | Path, seed: int, *, pretrained: bool = True, num_train: int = 128
+) -> dict[str, float]:
     """Fine-tune a checkpoint (or the same network from random weights) on labelled reviews, and test it.
 
     The whole model trains for 8 epochs in batches of 16, AdamW, rate falling in a straight line from 5e-4. These
@@ -321,7 +326,7 @@ def finetuned_accuracy(folder: str | Path, seed: int, *, pretrained: bool = True
 
 
 def save_checkpoint(model: BertForPreTraining, tokenizer: BertTokenizer, folder: str | Path) -> str:
-    """Save backbone, pooler, language-model head and tokenizer as `from_pretrained` expects; return the weights' SHA-256."""
+    """Save backbone, pooler, language-model head and tokenizer for `from_pretrained`; return the weights' SHA-256."""
     folder = Path(folder)
     # The head for next-sentence prediction was not trained, so it is not saved.
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("cls.seq_relationship")}
@@ -336,7 +341,7 @@ def weights_hash(folder: str | Path) -> str:
 
 
 def scores(folder: str | Path, seeds: Iterable[int]) -> dict[str, Any]:
-    """`finetuned_accuracy` from the checkpoint and from random weights: each seed's, the mean, and two standard errors."""
+    """`finetuned_accuracy` with and without the checkpoint's weights: every seed, the mean, two standard errors."""
     seeds = list(seeds)
     table: dict[str, Any] = {}
     for start, pretrained in (("fine-tuned", True), ("from scratch", False)):
@@ -352,7 +357,7 @@ def scores(folder: str | Path, seeds: Iterable[int]) -> dict[str, Any]:
     return {"seeds": seeds, **table}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, report: Callable[[str], None] = print) -> None:
     """Pretrain, save a checkpoint with its log, and score it on fresh seeds: `python -m ftnb.pretraining FOLDER`."""
     parser = argparse.ArgumentParser(prog="python -m ftnb.pretraining", description=main.__doc__)
     parser.add_argument("folder", type=Path)
@@ -370,15 +375,15 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for row in pretrain(model, tokenizer, settings):
         rows.append(row)
-        print(json.dumps(row), flush=True)
+        report(json.dumps(row))
     digest = save_checkpoint(model, tokenizer, options.folder)
     log = {"settings": asdict(settings), "sha256": digest, "rows": rows}
     (options.folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
     if options.score_seeds:
         result = scores(options.folder, range(1000, 1000 + options.score_seeds))
         (options.folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(json.dumps(result, indent=1))
-    print(f"saved to {options.folder}, sha256 {digest}")
+        report(json.dumps(result, indent=1))
+    report(f"saved to {options.folder}, sha256 {digest}")
 
 
 if __name__ == "__main__" and __spec__ is not None:  # with `python -m`; in a notebook there is no __spec__

@@ -101,9 +101,9 @@ def tensors(reviews: list[dict[str, str]]) -> dict[str, torch.Tensor]:
 # The loop takes a random batch, computes the loss, and steps against its gradient. It is deliberately the simplest one that works; the next lesson looks at what it leaves open.
 
 # %%
-def train(model: nn.Module, reviews: list[dict[str, str]], num_steps: int = 50, lr: float = 1e-3) -> None:
+def train(model: nn.Module, reviews: list[dict[str, str]], num_steps: int = 40, lr: float = 1e-3) -> None:
     data = tensors(reviews)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)  # fused: the same, faster
     model.train()
     for step in range(num_steps):
         for group in optimizer.param_groups:
@@ -135,12 +135,12 @@ before, accuracy(model, test_reviews)
 # %% [markdown]
 # ## The experiment: how many labels does a start save?
 #
-# **Claim.** From random weights, no number of labelled reviews helps on words that they do not contain. From the pretrained weights, few labels already do. We train both on 16, 64 and 256 labelled reviews, each with four seeds: other reviews, other heads, other batches. The claim would be refuted if scratch left the coin's one half, or if fine-tuning did not.
+# **Claim.** From random weights, no number of labelled reviews helps on words that they do not contain. From the pretrained weights, few labels already do. We train both on 16, 64 and 256 labelled reviews, each with three seeds: other reviews, other heads, other batches. The claim would be refuted if scratch left the coin's one half, or if fine-tuning did not.
 #
 # We also look at *validation* reviews, whose words are those of training. That is what most people measure, and it tells another story.
 
 # %%
-sizes, seeds = (16, 64, 256), range(1001, 1005)
+sizes, seeds = (16, 64, 256), range(1001, 1004)
 scores: dict[tuple[bool, str, int], list[float]] = {}  # (pretrained?, words, size) → one accuracy for each seed
 for seed in seeds:
     tests = {"seen words": labelled_reviews("valid", 200, seed), "unseen words": labelled_reviews("test", 200, seed)}
@@ -259,7 +259,7 @@ assert abs(relative_change(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])) -
 relative_change(vectors, model.get_input_embeddings().weight.detach())
 
 # %% [markdown]
-# **2 (medium).** Is it the word vectors alone that transfer? Write `only_word_vectors`: a classifier with random weights everywhere but in the word embeddings, which are copied from the pretrained model.
+# **2 (medium).** Is it the word vectors alone that transfer? Write `only_word_vectors`: a classifier with random weights everywhere but in the word embeddings, which are copied from the pretrained model. The check trains it three times over: how long does it need to get where the fully pretrained one was at once?
 
 # %% tags=["exercise"]
 def only_word_vectors(seed: int) -> nn.Module:
@@ -275,8 +275,11 @@ def only_word_vectors(seed: int) -> nn.Module:
 # %%
 half_pretrained = only_word_vectors(seed=1)
 assert torch.equal(half_pretrained.get_input_embeddings().weight, vectors)
-train(half_pretrained, train_reviews)
-accuracy(half_pretrained, test_reviews)
+half_scores = []
+for _ in range(3):
+    train(half_pretrained, train_reviews)
+    half_scores.append(accuracy(half_pretrained, test_reviews))
+half_scores
 
 # %% [markdown]
 # ## Summary

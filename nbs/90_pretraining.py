@@ -15,7 +15,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,9 @@ torch.testing.assert_close(share_hidden, 0.8 * share_chosen, atol=0.02, rtol=0)
 
 # %%
 #| export
-def pretraining_loss(model: BertForPreTraining, input_ids: Tensor, masked: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def pretraining_loss(
+    model: BertForPreTraining, input_ids: Tensor, masked: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
     """The two losses of our pretraining, each a mean over the chosen tokens in nats.
 
     The first predicts a masked word from its place, the second from the pooled vector of the whole review: the
@@ -343,7 +345,8 @@ def pretrain(model: BertForPreTraining, tokenizer: BertTokenizer, settings: Pret
 
     A row holds step, seconds, the two losses (mean since the last row, in nats) and `probe_accuracy`.
     """
-    token_ids = tokenizer(list(unlabelled_reviews(settings.num_documents, settings.seed, settings.difficulty)))["input_ids"]
+    texts = list(unlabelled_reviews(settings.num_documents, settings.seed, settings.difficulty))
+    token_ids = tokenizer(texts)["input_ids"]
     generator = torch.Generator().manual_seed(settings.seed)
     probabilities = mask_probabilities(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -401,7 +404,9 @@ assert rows[-1]["word_loss"] < rows[0]["word_loss"]
 
 # %%
 #| export
-def finetuned_accuracy(folder: str | Path, seed: int, *, pretrained: bool = True, num_train: int = 128) -> dict[str, float]:
+def finetuned_accuracy(
+    folder: str | Path, seed: int, *, pretrained: bool = True, num_train: int = 128
+) -> dict[str, float]:
     """Fine-tune a checkpoint (or the same network from random weights) on labelled reviews, and test it.
 
     The whole model trains for 8 epochs in batches of 16, AdamW, rate falling in a straight line from 5e-4. These
@@ -443,7 +448,7 @@ def finetuned_accuracy(folder: str | Path, seed: int, *, pretrained: bool = True
 # %%
 #| export
 def save_checkpoint(model: BertForPreTraining, tokenizer: BertTokenizer, folder: str | Path) -> str:
-    """Save backbone, pooler, language-model head and tokenizer as `from_pretrained` expects; return the weights' SHA-256."""
+    """Save backbone, pooler, language-model head and tokenizer for `from_pretrained`; return the weights' SHA-256."""
     folder = Path(folder)
     # The head for next-sentence prediction was not trained, so it is not saved.
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("cls.seq_relationship")}
@@ -458,7 +463,7 @@ def weights_hash(folder: str | Path) -> str:
 
 
 def scores(folder: str | Path, seeds: Iterable[int]) -> dict[str, Any]:
-    """`finetuned_accuracy` from the checkpoint and from random weights: each seed's, the mean, and two standard errors."""
+    """`finetuned_accuracy` with and without the checkpoint's weights: every seed, the mean, two standard errors."""
     seeds = list(seeds)
     table: dict[str, Any] = {}
     for start, pretrained in (("fine-tuned", True), ("from scratch", False)):
@@ -474,7 +479,7 @@ def scores(folder: str | Path, seeds: Iterable[int]) -> dict[str, Any]:
     return {"seeds": seeds, **table}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, report: Callable[[str], None] = print) -> None:
     """Pretrain, save a checkpoint with its log, and score it on fresh seeds: `python -m ftnb.pretraining FOLDER`."""
     parser = argparse.ArgumentParser(prog="python -m ftnb.pretraining", description=main.__doc__)
     parser.add_argument("folder", type=Path)
@@ -492,15 +497,15 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for row in pretrain(model, tokenizer, settings):
         rows.append(row)
-        print(json.dumps(row), flush=True)
+        report(json.dumps(row))
     digest = save_checkpoint(model, tokenizer, options.folder)
     log = {"settings": asdict(settings), "sha256": digest, "rows": rows}
     (options.folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n")
     if options.score_seeds:
         result = scores(options.folder, range(1000, 1000 + options.score_seeds))
         (options.folder / "scores.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(json.dumps(result, indent=1))
-    print(f"saved to {options.folder}, sha256 {digest}")
+        report(json.dumps(result, indent=1))
+    report(f"saved to {options.folder}, sha256 {digest}")
 
 
 if __name__ == "__main__" and __spec__ is not None:  # with `python -m`; in a notebook there is no __spec__

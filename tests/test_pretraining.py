@@ -132,13 +132,14 @@ def test_one_seed_gives_the_same_weights_twice(tmp_path):
     assert hashes[0] == hashes[1]
 
 
-def test_command_writes_a_folder_that_loads(tmp_path, capsys):
-    main([str(tmp_path / "bert"), "--documents", "64", "--epochs", "1", "--score-seeds", "0"])
+def test_command_writes_a_folder_that_loads(tmp_path):
+    lines = []
+    main([str(tmp_path / "bert"), "--documents", "64", "--epochs", "1", "--score-seeds", "0"], report=lines.append)
     assert BertModel.from_pretrained(tmp_path / "bert").config.hidden_size == 128
     log = json.loads((tmp_path / "bert" / "training_log.json").read_text())
     assert log["sha256"] == weights_hash(tmp_path / "bert")
     assert log["settings"]["num_documents"] == 64
-    assert log["sha256"] in capsys.readouterr().out
+    assert log["sha256"] in lines[-1]
 
 
 @pytest.mark.parametrize(
