@@ -448,12 +448,14 @@ for j, what in enumerate(tests):
         left.plot([i + 0.24 * (j - 0.5)] * len(values), values, "o", ms=4, alpha=0.5, color=f"C{j}", label=what if i == 0 else None)
         left.plot(i + 0.24 * (j - 0.5), values.mean(), "_", ms=14, mew=2, color=f"C{j}")
 for name in results:
-    right.plot(column(name, "change").mean(), column(name, "seconds").median(), "o", ms=7, color="C2")
-    right.annotate(name, (column(name, "change").mean(), column(name, "seconds").median()), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    right.plot(column(name, "change").mean(), column(name, "seconds").mean(), "o", ms=7, color="C2")
+    spot, left_side = (column(name, "change").mean(), column(name, "seconds").mean()), name.startswith(("decay", "top"))
+    offset, side = ((-7, -3), "right") if left_side else ((7, -3), "left")
+    right.annotate(name, spot, xytext=offset, textcoords="offset points", fontsize=8, ha=side)
 left.set(xticks=range(len(results)), ylabel="accuracy", title="4 seeds (bar: mean)")
 left.set_xticklabels(results, fontsize=8)
 left.legend(frameon=False, fontsize=8)
-right.set(xlabel="relative change of the features", ylabel="seconds a run", ylim=(0, None), title="What it costs, what it changes")
+right.set(xlabel="relative change of the features", ylabel="seconds a run", ylim=(0, None), title="What it costs, what it changes (means)")
 right.margins(x=0.25)
 plt.show()
 
@@ -556,7 +558,7 @@ assert share < 0.02
 # ## Summary
 # - A strategy is data: a rule from layer groups to multipliers of the rate, phase by phase. Multiplier 0 means frozen, and frozen means constant.
 # - `Head` and `TopK` save the backward pass of what is frozen; `LayerDecay` and `LPFT` cost as much as `Full` while everything trains, and change the features less.
-- A random head pulls the backbone in a random direction; a head that was trained first does not.
+# - A random head pulls the backbone in a random direction; a head that was trained first does not.
 # - Whether gentleness pays depends on how far the test is from training. Measure it on data like that of your use, over several seeds, before you believe it.
 #
 # **What next:** adapters add a few weights instead of choosing among the old ones; [50](50_recipe.ipynb) stores a strategy in a recipe. With a real model: `finetune(model="google-bert/bert-base-uncased", strategy={"name": "layer-decay", "decay": 0.9}, lr=5e-5)`.
