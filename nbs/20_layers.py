@@ -397,9 +397,8 @@ def times_of_first_run(model: nn.Module, inputs: dict[str, Tensor]) -> list[int]
     ran: list[str] = []
     groups, handles = layer_groups(model), []
     for group in groups:
-        for module in map(model.get_submodule, group.modules):
-            if any(True for _ in module.parameters()):
-                handles.append(module.register_forward_pre_hook(lambda *_, name=group.name: ran.append(name)))
+        filled = [m for m in map(model.get_submodule, group.modules) if any(True for _ in m.parameters())]
+        handles += [m.register_forward_pre_hook(lambda *_, name=group.name: ran.append(name)) for m in filled]
     model.eval()(**inputs)
     for handle in handles:
         handle.remove()
