@@ -175,7 +175,7 @@ assert all(mean[True, "unseen words", size] > mean[False, "unseen words", size] 
 assert all(abs(mean[False, "unseen words", size] - 0.5) < 0.1 for size in sizes)
 
 # %% [markdown]
-# Every point is one run; the lines join the means. On the right, more labels do nothing for the network from scratch: no label speaks of those words. On the left it does learn, from the same labels. Somebody who only looks at reviews like those of training would call the two methods closer than they are.
+# Every point is one run; the lines join the means. On the right, more labels do nothing for the network from scratch: no label speaks of those words. On the left it mostly does learn, from the same labels, though more slowly: a run may still toss a coin after so few steps. Somebody who only looks at reviews like those of training would call the two methods closer than they are.
 #
 # ## Where the knowledge sits
 #
