@@ -150,7 +150,7 @@ class BackgroundTraining:
         with self._lock:
             self._need("pause", "running", "paused")
             if self._go.is_set():
-                self._by["pause"].append(by)
+                self._by["pause"] = deque([by])  # not appended: one taken back in time was never answered
                 self._go.clear()
 
     def resume(self, *, by: str = "user") -> None:
@@ -158,7 +158,7 @@ class BackgroundTraining:
         with self._lock:
             self._need("resume", "running", "paused")
             if not self._go.is_set():
-                self._by["resume"].append(by)
+                self._by["resume"] = deque([by])
                 self._go.set()
 
     def stop(self, *, by: str = "user") -> None:

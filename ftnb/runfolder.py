@@ -21,8 +21,9 @@ def runs_root() -> Path:
 
 
 def new_id() -> str:
-    """A name for a new run that sorts by time: '20261123-165312-4f1a'."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    """A name for a new run that sorts by time, to the millisecond: '20261123-165312-417-4f'."""
+    seconds, milliseconds = divmod(time.time_ns() // 10**6, 1000)
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(seconds))}-{milliseconds:03d}-{secrets.token_hex(1)}"
 
 
 def refuse_taken(folder: Path) -> None:

@@ -115,10 +115,14 @@ def test_commands_are_journalled_with_step_and_who_asked(tmp_path):
     at(background, 3, lambda: background.set_lr(1e-3, by="panel"))
     at(background, 5, lambda: background.evaluate(by="script"))
     at(background, 8, lambda: (background.pause(by="panel"), background.resume(by="panel")))  # undone before it began
+    at(background, 9, lambda: background.pause(by="me"))
     at(background, 10, lambda: background.stop(by="panel"))
     background.start()
+    until(lambda: background.state == "paused")
+    background.resume(by="you")
     assert finish(background) == "stopped"
-    assert changes(background) == [("lr", 3, "panel"), ("evaluate", 5, "script"), ("stop", 10, "panel")]
+    expected = [("lr", 3, "panel"), ("evaluate", 5, "script"), ("pause", 9, "me"), ("resume", 9, "you")]
+    assert changes(background) == [*expected, ("stop", 10, "panel")]
     assert [e.step for e in events(background) if isinstance(e, Evaluated)] == [5, 7, 10]
     assert {BEST, LAST} <= {path.name for path in tmp_path.iterdir()}
     assert events(background)[-1].reason == "stopped"

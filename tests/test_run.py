@@ -269,95 +269,101 @@ def test_a_model_folder_is_old_or_new_and_never_half(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------- processes that end badly
-def script(place: Path, tmp_path: Path, body: str) -> subprocess.Popen:
-    head = f"""
-        import _thread, os, signal, sys, threading, time
-        from pathlib import Path
-        from ftnb.run import Run, RunError, finetune, runs
-        from ftnb.recipe import Recipe
-        from ftnb.events import Evaluated, Stepped
-        import ftnb.background
-        recipe = Recipe(data={str(place / "reviews.csv")!r}, model={str(place / "bert")!r}, lr=1e-3, num_epochs=100000)
-        def at(run, step, action):
-            run.subscribe(lambda e: action() if isinstance(e, Stepped) and e.step == step else None)
-    """
-    code = textwrap.dedent(head) + textwrap.dedent(body)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FTNB_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+SCRIPT = """
+    import _thread, os, signal, sys, threading, time
+    from pathlib import Path
+    import ftnb.background
+    from ftnb.events import Evaluated, Stepped
+    from ftnb.recipe import Recipe
+    from ftnb.run import Run, finetune
 
+    place, killed = (Path(word) for word in sys.argv[1:])
+    settings = {"data": str(place / "reviews.csv"), "model": str(place / "bert"), "device": "cpu"}
+    recipe = Recipe(lr=1e-3, num_epochs=100000, **settings)
 
-def test_interrupts_and_the_end_of_a_script_keep_the_model(place, tmp_path):
-    body = """
-        run = Run(recipe).start()
-        at(run, 8, _thread.interrupt_main)
-        print(run.wait(), flush=True)
+    def at(run, step, action):
+        run.subscribe(lambda e: action() if isinstance(e, Stepped) and e.step == step else None)
 
-        run, free = Run(recipe), threading.Event()
-        at(run, 2, lambda: (_thread.interrupt_main(), free.wait()))
-        def once_more():
-            while run.state != "stopping":
-                time.sleep(0.01)
-            _thread.interrupt_main()
-        threading.Thread(target=once_more).start()
+    def train(folder):
+        run = Run(recipe.replace(eval_every=1, lr=1e-2), folder)
+        def save_always(event):  # as many swaps as possible
+            if isinstance(event, Evaluated):
+                ftnb.background.save(run._background, "best")
+        run.subscribe(save_always)
         run.start()
-        try:
-            run.wait()
-        except KeyboardInterrupt:
-            print("left", run.state, flush=True)
-        free.set()
-        print(run.wait(), flush=True)
+        run.wait()
 
-        run = finetune(recipe, wait=False)
-        while run.history.best is None:
+    # First children that are killed: torch can only be forked before it has trained.
+    for number, delay in enumerate((0.0, 0.004, 0.011, 0.05) if hasattr(os, "fork") else ()):
+        child = os.fork()
+        if child == 0:
+            train(killed / str(number))
+            os._exit(0)
+        journal = killed / str(number) / "events.jsonl"
+        while not journal.exists() or journal.read_bytes().count(b'"kind": "step"') < 4:
+            time.sleep(0.002)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    run = Run(recipe).start()
+    at(run, 8, _thread.interrupt_main)
+    print(run.wait(), flush=True)
+
+    run, free = Run(recipe), threading.Event()
+    at(run, 2, lambda: (_thread.interrupt_main(), free.wait()))
+    def once_more():
+        while run.state != "stopping":
             time.sleep(0.01)
-    """
-    process = script(place, tmp_path, body)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert out.split("\n") == ["stopped", "left stopping", "stopped", ""]
+        _thread.interrupt_main()
+    threading.Thread(target=once_more).start()
+    run.start()
+    try:
+        run.wait()
+    except KeyboardInterrupt:
+        print("left", run.state, flush=True)
+    free.set()
+    print(run.wait(), flush=True)
+
+    run = finetune(recipe, wait=False)
+    while run.history.best is None:
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture(scope="module")
+def ended(place, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A process (and children of it) whose runs are killed, interrupted, left alone, and cut off by its end."""
+    folder = tmp_path_factory.mktemp("ended")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FTNB_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(place), str(folder / "killed")]
+    return folder, subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def test_interrupts_and_the_end_of_a_script_keep_the_model(ended):
+    folder, process = ended
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["stopped", "left", "stopping", "stopped"]
     said = ("the model is kept", "goes on in the background", "The process ends")
-    assert [words for words in said if words not in err] == []
-    folders = sorted((tmp_path / "runs").iterdir())
+    assert [words for words in said if words not in process.stderr] == []
+    folders = sorted((folder / "runs").iterdir())
     assert len(folders) == 3
-    for folder, by in zip(folders, ("interrupt", "interrupt", "exit"), strict=True):
-        run = Run.open(folder)
+    for place, by in zip(folders, ("interrupt", "interrupt", "exit"), strict=True):
+        run = Run.open(place)
         assert run.state == "stopped"
-        assert {BEST, LAST} <= {path.name for path in folder.iterdir()}
+        assert {BEST, LAST} <= {path.name for path in place.iterdir()}
         assert ("stop", by) in {(e.what, e.by) for e in run.events if isinstance(e, Changed)}
     assert run.predict(["the film was good"])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-def test_a_killed_process_leaves_whole_models_and_a_readable_journal(place, tmp_path):
-    body = """
-        def train(folder):
-            run = Run(recipe.replace(eval_every=1, lr=1e-2), folder)
-            def save_always(event):  # as many swaps as possible
-                if isinstance(event, Evaluated):
-                    ftnb.background.save(run._background, "best")
-            run.subscribe(save_always)
-            run.start()
-            run.wait()
-        for number, delay in enumerate((0.0, 0.004, 0.011, 0.05)):
-            folder = Path(os.environ["FTNB_RUNS"]) / str(number)
-            child = os.fork()
-            if child == 0:
-                train(folder)
-                os._exit(0)
-            journal = folder / "events.jsonl"
-            while not journal.exists() or journal.read_bytes().count(b'"kind": "step"') < 4:
-                time.sleep(0.002)
-            time.sleep(delay)
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-    """
-    process = script(place, tmp_path, body)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    for folder in sorted((tmp_path / "runs").iterdir()):
-        run = Run.open(folder)
+def test_a_killed_process_leaves_whole_models_and_a_readable_journal(ended):
+    folder, process = ended
+    assert process.returncode == 0, process.stderr
+    folders = sorted((folder / "killed").iterdir())
+    assert len(folders) == 4
+    for place in folders:
+        run = Run.open(place)
         assert run.state == "failed"
         assert "no end" in run.error
         assert [e.step for e in run.events if isinstance(e, Stepped)][:4] == [1, 2, 3, 4]
