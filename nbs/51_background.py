@@ -528,11 +528,12 @@ def breaks_at_the_fifth(model: torch.nn.Module, batch: dict) -> tuple:
 
 learner.loss = breaks_at_the_fifth
 broken.start().ended.wait()
-broken.state, broken.error, broken.record.step, sorted(path.name for path in broken.folder.iterdir())
+gc.collect()
+broken.state, broken.error, broken.record.step, sorted(path.name for path in broken.folder.iterdir()), calls[-1]() is None
 
 # %%
 assert broken.state == "failed" and "breaks_at_the_fifth" in broken.traceback
-assert (broken.folder / "model-last").exists() and broken.record.step == 4
+assert (broken.folder / "model-last").exists() and broken.record.step == 4 and calls[-1]() is None
 
 # %% [markdown]
 # ## Exercises
