@@ -43,7 +43,7 @@ from ftnb.train import Training
 # %% [markdown]
 # ## From texts to token ids
 #
-# A tokenizer cuts a text into tokens of its fixed vocabulary. Two things happen there without any error message: a text longer than the model's limit is cut, and what the vocabulary does not know becomes one token, `[UNK]`. Both are counted and reported before training.
+# A tokenizer cuts a text into tokens of its fixed vocabulary. Two things happen there without any error message: a text longer than the model's limit is cut, and words that the vocabulary does not know fall into small pieces or become one token, `[UNK]`. All of that is counted and reported before training.
 
 # %%
 #| export
@@ -80,12 +80,20 @@ def encode(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[dict[
         inputs = tokenizer(list(texts), padding=False, truncation=True, max_length=max_length)
     return dict(inputs), num_cut, num_unknown / sum(lengths)
 
+
+def _pieces_per_word(texts: Sequence[str], inputs: Mapping[str, list[list[int]]]) -> float:
+    # Tokens per word; 0 where a language does not put spaces between words.
+    words = sum(len(text.split()) for text in texts)
+    if words == 0 or sum(map(len, texts)) > 20 * words:
+        return 0.0
+    return sum(len(ids) - 2 for ids in inputs["input_ids"]) / words
+
 # %% [markdown]
-# A tokenizer with the vocabulary of the built-in model. The last text is longer than the limit, and it does not know one word:
+# The built-in model's vocabulary is small. A word that is not in it is spelled letter by letter (cut off here by the limit of 8 tokens), a character that is not in it becomes `[UNK]`:
 
 # %%
 tokenizer = load_pretrained("builtin:bert-reviews", "text-classification", ["negative", "positive"]).processor
-inputs, num_cut, unknown = encode(["a lovely film .", "the plot was dull and flabbergasting ."], tokenizer, max_length=8)
+inputs, num_cut, unknown = encode(["a lovely film .", "the plot was dull ☺ and flabbergasting ."], tokenizer, max_length=8)
 [tokenizer.convert_ids_to_tokens(ids) for ids in inputs["input_ids"]], num_cut, round(unknown, 3)
 
 # %%
@@ -243,6 +251,9 @@ class TextClassification:
             if unknown > 0.05:
                 what = f"{unknown:.0%} of the tokens are not in the model's vocabulary; does it fit this language?"
                 self.warnings.append(f"{name}: {what}")
+            if (pieces := _pieces_per_word(split["text"][:], inputs)) > 2.5:
+                what = f"words fall into {pieces:.1f} pieces on average; the model's vocabulary hardly knows them."
+                self.warnings.append(f"{name}: {what}")
             self.encoded[name] = Dataset.from_dict({**inputs, "label": [ids[label] for label in split["label"][:]]})
 
     def learner(self, batch_size: int = 16, seed: int = 0, num_workers: int = 0) -> Learner:
@@ -323,7 +334,7 @@ class TextClassification:
         rows = []
         columns = (batch[name][:n] for name in ("input_ids", "attention_mask", "labels"))
         for ids, mask, label in zip(*columns, strict=True):
-            text = self.tokenizer.decode(ids[mask.bool()])
+            text = self.tokenizer.decode(ids[mask.bool()], clean_up_tokenization_spaces=False)
             rows.append((text, self.labels[label], f"{int(mask.sum())} + {int((1 - mask).sum())}"))
         return TextTable(("text as the model sees it", "label", "tokens + padding"), rows)
 
@@ -372,7 +383,7 @@ task.show_batch(3)
 task.labels, sorted(task.new_parameters), task.warnings, task.evaluate("valid")
 
 # %% [markdown]
-# The head is random, so the accuracy is that of a coin. Now train. The loop is that of the previous lessons; the task only hands it a learner.
+# The head is random, so the accuracy is hardly better than a coin's. Now train. The loop is that of the previous lessons; the task only hands it a learner.
 
 # %%
 training = Training(task.learner(batch_size=16), lr=5e-4, num_epochs=3, device="cpu")
@@ -458,20 +469,26 @@ traced = {
     "valid": with_trace(labelled_reviews("valid", 60, seed=21), training_days),
     "test": with_trace(labelled_reviews("test_seen", 400, seed=21), other_days),
 }
-shortcut = TextClassification.prepare(traced, "builtin:bert-reviews")
-for _ in Training(shortcut.learner(), lr=5e-4, num_epochs=3, device="cpu"):
-    pass
-in_validation, swapped = shortcut.evaluate("valid")["accuracy"], shortcut.evaluate("test")["accuracy"]
-in_validation, swapped
+
+def fine_tune(num_epochs: int, scratch: bool) -> TextClassification:
+    task = TextClassification.prepare(traced, "builtin:bert-reviews", scratch=scratch)
+    for _ in Training(task.learner(), lr=5e-4, num_epochs=num_epochs, device="cpu"):
+        pass
+    return task
 
 # %%
-assert in_validation > 0.9 and swapped < 0.5
+tasks = {"scratch, 3 epochs": fine_tune(3, True), "pretrained, 3 epochs": fine_tune(3, False), "pretrained, 10 epochs": fine_tune(10, False)}
+found = {name: (t.evaluate("valid")["accuracy"], t.evaluate("test")["accuracy"]) for name, t in tasks.items()}
+{name: f"validation {valid:.2f}, days swapped {test:.2f}" for name, (valid, test) in found.items()}
+
+# %%
+assert found["scratch, 3 epochs"][1] < 0.4 and found["pretrained, 10 epochs"][1] < 0.5 < 0.8 < found["pretrained, 3 epochs"][1]
 
 # %% [markdown]
-# The validation set, drawn like the training set, praises the model for it. Only reading the errors, or a test from elsewhere, shows it.
+# From random weights the day is the easiest thing to learn. The pretrained model finds the opinions easier at first; trained longer, it takes the trace too. And the validation set, drawn like the training set, praises the longer training for it. Only a test from elsewhere, or reading the errors, shows what happened:
 
 # %%
-shortcut.show_errors(2, split="test")
+tasks["pretrained, 10 epochs"].show_errors(2, split="test")
 
 # %% [markdown]
 # ## Exercises

@@ -98,12 +98,22 @@ for row, (flag, (k, n)) in enumerate(counts.items()):
     low, high = intervals[flag]
     ax.plot([low, high], [row, row], color="tab:blue", lw=3, alpha=0.5)
     ax.plot(k / n, row, "o", color="tab:blue")
-ax.set(yticks=[0, 1], yticklabels=["with a negation", "without"], ylim=(-0.6, 1.6), xlim=(0, None))
+ax.set(yticks=[0, 1], yticklabels=["with a negation", "without"], ylim=(-0.6, 1.6), xticks=[0, 0.05, 0.1, 0.15, 0.2])
 ax.set(xlabel="share of wrong answers, with 95 % interval", title="Are negations what goes wrong?")
 plt.show()
 
 # %% [markdown]
-# Where the two intervals lie apart, the claim stands and more negated training examples are worth their labelling; where they overlap, this test cannot tell, and the next guess should be tried the same way.
+# If the two intervals lay apart, the claim would stand, and more negated examples would be worth their labelling:
+
+# %%
+apart = intervals[True][0] > intervals[False][1]
+apart
+
+# %%
+assert not apart
+
+# %% [markdown]
+# They overlap: the four errors above suggested more than 400 reviews can confirm. A few errors give a guess, not an answer. Try the next guess in the same way.
 #
 # ## Hand it over
 #
@@ -130,10 +140,13 @@ def positive_score(person: str) -> list[float]:
     return [p.scores["positive"] for p in run.predict([f"my {person} called the film {word} ." for word in opinions])]
 
 differences = {f"{a} - {b}": [x - y for x, y in zip(positive_score(a), positive_score(b), strict=True)] for a, b in pairs}
-{pair: [round(d, 3) for d in of] for pair, of in differences.items()}
+{pair: [round(d, 3) + 0.0 for d in of] for pair, of in differences.items()}
+
+# %%
+assert max(abs(d) for of in differences.values() for d in of) < 0.05
 
 # %% [markdown]
-# They are not exactly zero here either, although the reviews were generated without regard to who speaks. Whether they matter is a question for your data: compare them with the differences between an opinion and its opposite.
+# Here they are tiny, as they should be: the reviews were generated without regard to who speaks. On a model that read the web, look again.
 #
 # ## Exercises
 #

@@ -66,6 +66,14 @@ def encode(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[dict[
     return dict(inputs), num_cut, num_unknown / sum(lengths)
 
 
+def _pieces_per_word(texts: Sequence[str], inputs: Mapping[str, list[list[int]]]) -> float:
+    # Tokens per word; 0 where a language does not put spaces between words.
+    words = sum(len(text.split()) for text in texts)
+    if words == 0 or sum(map(len, texts)) > 20 * words:
+        return 0.0
+    return sum(len(ids) - 2 for ids in inputs["input_ids"]) / words
+
+
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
     """The mean cross-entropy of a batch, and the model's outputs.
 
@@ -197,6 +205,9 @@ class TextClassification:
             if unknown > 0.05:
                 what = f"{unknown:.0%} of the tokens are not in the model's vocabulary; does it fit this language?"
                 self.warnings.append(f"{name}: {what}")
+            if (pieces := _pieces_per_word(split["text"][:], inputs)) > 2.5:
+                what = f"words fall into {pieces:.1f} pieces on average; the model's vocabulary hardly knows them."
+                self.warnings.append(f"{name}: {what}")
             self.encoded[name] = Dataset.from_dict({**inputs, "label": [ids[label] for label in split["label"][:]]})
 
     def learner(self, batch_size: int = 16, seed: int = 0, num_workers: int = 0) -> Learner:
@@ -277,7 +288,7 @@ class TextClassification:
         rows = []
         columns = (batch[name][:n] for name in ("input_ids", "attention_mask", "labels"))
         for ids, mask, label in zip(*columns, strict=True):
-            text = self.tokenizer.decode(ids[mask.bool()])
+            text = self.tokenizer.decode(ids[mask.bool()], clean_up_tokenization_spaces=False)
             rows.append((text, self.labels[label], f"{int(mask.sum())} + {int((1 - mask).sum())}"))
         return TextTable(("text as the model sees it", "label", "tokens + padding"), rows)
 
