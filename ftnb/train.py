@@ -100,7 +100,7 @@ class Training(Loop):
         with held_interrupts() as pressed:
             while self.position.step == before and not self.finished and not (pressed() and self.in_hand is None):
                 self.work()
-            self._tell(force=True)
+            self.flush()
         if pressed():
             raise KeyboardInterrupt
         self.outbox.clear()
@@ -127,6 +127,10 @@ class Training(Loop):
         current = self.phases[max(0, self.position.phase)]
         groups = [g for phase in (*reversed(self.phases), current) for g in phase.groups if g.multiplier > 0]
         return {group.name: group.multiplier for group in groups}
+
+    def flush(self) -> None:
+        """Fetch what is still on the device; the events come with the next `advance`, `step` or iteration."""
+        self._tell(force=True)
 
     def _tell(self, force: bool = False) -> None:
         """Pass on the events whose numbers have arrived, and watch them for numbers that are none."""

@@ -265,7 +265,7 @@ def train(background: BackgroundTraining, training: Training) -> Finished:
 
 def hold(background: BackgroundTraining, training: Training) -> None:
     """Wait at the gate, and say so."""
-    training._tell(force=True)  # numbers still on a GPU: a person who pauses wants to see all of them
+    training.flush()  # numbers still on a GPU: a person who pauses wants to see all of them
     for event in training.advance() if training.outbox else []:
         take(background, event)
     record = background.record
