@@ -57,7 +57,7 @@ model(inputs["input_ids"], inputs["attention_mask"]).softmax(-1)
 # Reviews with a label. The words that carry the opinion in the *test* reviews never occur in the labelled training reviews; only the pretraining text, which has no labels, holds them. So whatever is right on the test set, beyond chance, was carried over from pretraining.
 
 # %%
-train, test = labelled_reviews("train"), labelled_reviews("test")
+train, test = labelled_reviews("train"), labelled_reviews("test", 200)
 valid = labelled_reviews("valid")
 len(train), len(valid), len(test), train[0]
 
@@ -190,8 +190,8 @@ statistics.stdev(results["rate 1e-03"]), statistics.stdev(results["warm-up and d
 # Ten epochs: why not three, or thirty? Without a validation set nobody knows. Here is what it would have seen. Our validation reviews use the *training* words, as a split of your own labelled data would; the test reviews do not.
 
 # %%
-_, watched = fine_tune(0, Choices(num_epochs=8), watch=lambda model: (accuracy(model, valid), accuracy(model, test)))
-by_valid = max(range(8), key=lambda i: watched[i][0])
+_, watched = fine_tune(0, Choices(num_epochs=7), watch=lambda model: (accuracy(model, valid), accuracy(model, test)))
+by_valid = max(range(7), key=lambda i: watched[i][0])
 f"best validation after epoch {by_valid + 1}: test {watched[by_valid][1]:.3f}; after the last: test {watched[-1][1]:.3f}"
 
 # %% [markdown]
@@ -228,9 +228,9 @@ for i, name in enumerate(names):
 left.axvline(0.5, color="0.6", ls=":", lw=1)
 left.set(yticks=range(len(names)), yticklabels=names, xlabel="test accuracy (unseen words)", title="Three seeds each; bar: mean; dotted: chance")
 left.set_ylim(len(names) - 0.5, -0.5)
-right.plot(range(1, 9), [v for v, _ in watched], label="validation")
-right.plot(range(1, 9), [t for _, t in watched], label="test")
-right.set(xticks=range(1, 9), xlabel="epoch", ylabel="accuracy", title="What a validation set sees")
+right.plot(range(1, 8), [v for v, _ in watched], label="validation")
+right.plot(range(1, 8), [t for _, t in watched], label="test")
+right.set(xticks=range(1, 8), xlabel="epoch", ylabel="accuracy", title="What a validation set sees")
 right.legend(frameon=False)
 fig.tight_layout()
 plt.show()
