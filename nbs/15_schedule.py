@@ -438,7 +438,7 @@ assert all(tensor.equal(weights_before[name]) for name, tensor in classifier.sta
 # %% [markdown]
 # ## The experiment: one sweep against a grid
 #
-# **Claim.** Training at the suggested rate does about as well as at the best rate of a grid, for the price of one short sweep instead of a training at each rate. Two fresh seeds draw their own reviews, heads and batches; each trains for 32 steps at five rates, and at its own suggestion. Accuracy is measured on validation reviews. The claim would be refuted if the suggestion lay more than five points below the best rate of the grid.
+# **Claim.** Training at the suggested rate does about as well as at the best rate of a grid, for the price of one short sweep instead of a training at each rate. Two fresh seeds draw their own reviews, heads and batches; each trains for 32 steps at four rates, and at its own suggestion. Accuracy is measured on validation reviews. The claim would be refuted if the suggestion lay more than five points below the best rate of the grid.
 
 # %%
 def fine_tune(seed: int, lr: float, num_steps: int = 32, warmup: float = 0.1) -> nn.Module:
@@ -461,7 +461,7 @@ def accuracy(model: nn.Module) -> float:
     return (model(**valid).logits.argmax(-1) == valid["labels"]).float().mean().item()
 
 # %%
-seeds, grid = (11, 12), (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+seeds, grid = (11, 12), (1e-4, 3e-4, 1e-3, 3e-3)
 suggestions = [
     lr_range_test(new_classifier(s), model_loss, random_batches(tensors(labelled_reviews("train", seed=s)), s)).suggestion
     for s in seeds
@@ -542,7 +542,7 @@ assert deep_over_shallow["pre-LN"] < 0.6 < deep_over_shallow["post-LN"]
 # And what follows from it: the post-LN network from scratch, with and without a fifth of the steps as warm-up, at a moderate and at a bold rate.
 
 # %%
-def read_digits(seed: int, lr: float, warmup: float, num_steps: int = 100) -> float:
+def read_digits(seed: int, lr: float, warmup: float, num_steps: int = 60) -> float:
     torch.manual_seed(seed)
     model, train_rows, test_rows = RowReader(pre_ln=False), *torch.randperm(len(X)).split([1200, 597])
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)

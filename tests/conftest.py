@@ -1,4 +1,4 @@
-"""Settings that all tests share: no network, at most two threads, pictures drawn off screen; what some tests need."""
+"""Settings that all tests share: no network, one thread (two at most), pictures off screen; what some tests need."""
 
 import importlib.util
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = str(min(2, int(os.environ.get("OMP_NUM_THREADS") or 2)))
+os.environ["OMP_NUM_THREADS"] = str(min(2, int(os.environ.get("OMP_NUM_THREADS") or 1)))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import matplotlib

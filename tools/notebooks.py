@@ -25,7 +25,7 @@ BUDGET = 60  # seconds a lesson may take on two cores
 
 def kernel_environment(root: Path = ROOT) -> dict[str, str]:
     """The environment in which lessons run for the record: no network, at most two threads, this checkout's package."""
-    threads = min(2, int(os.environ.get("OMP_NUM_THREADS") or 2))
+    threads = min(2, int(os.environ.get("OMP_NUM_THREADS") or 1))
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     return environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
