@@ -1,12 +1,14 @@
 """Real sentences and a real pretrained BERT, through the paths that a person's own files take."""
 
 import random
+import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from ftnb import Training, finetune
+from ftnb import Recipe, Training, finetune
 from ftnb.tasks.text_classification import TextClassification
 
 pytestmark = pytest.mark.realdata
@@ -83,3 +85,27 @@ def test_seventy_seven_intents_load_and_begin_to_train(test_data, minilm):
         losses.append(training.step().loss)
     assert losses[0] == pytest.approx(4.34, abs=0.3)  # the logarithm of 77
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+
+
+def test_the_command_line_takes_a_tsv_and_a_local_model(film_reviews, minilm, tmp_path):
+    """`ftnb run recipe.toml` on somebody's files; a part of the sentences, since the whole job is tested above."""
+    train = (film_reviews / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (film_reviews / "train.tsv").write_text("".join(train[:320]), encoding="utf-8")
+    (film_reviews / "test.tsv").unlink()
+    recipe = Recipe(
+        data=str(film_reviews), columns={"text": 0, "label": 1}, model=minilm, lr=1e-4, num_epochs=2, precision="bf16"
+    )
+    recipe.save(tmp_path / "recipe.toml")
+    command = [
+        sys.executable,
+        "-m",
+        "ftnb.cli",
+        "run",
+        str(tmp_path / "recipe.toml"),
+        "--folder",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "done: accuracy" in done.stdout.splitlines()[-1]
+    assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_size > 80e6
