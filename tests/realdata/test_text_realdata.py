@@ -40,8 +40,7 @@ def test_film_reviews_reach_080_and_the_saved_model_agrees(film_reviews, minilm,
         data=str(film_reviews),
         columns={"text": 0, "label": 1},
         model=minilm,
-        lr=1e-4,  # rate and batch size chosen on 1,000 further training sentences: 0.816 and 0.811 with two seeds
-        batch_size=32,
+        lr=5e-5,  # chosen on 1,000 further training sentences, from 5e-5 and 2e-4
         num_epochs=2,
         precision="bf16",
         folder=tmp_path / "run",
