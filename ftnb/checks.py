@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -14,15 +14,15 @@ Level = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that a check found: how bad it is, what to tell, and the rows (1-based, in the source)."""
+    """Something that a check found: how bad it is, what to tell, and the rows (numbers or files) in the source."""
 
     level: Level
     message: str
     split: str
-    rows: tuple[int, ...] = ()
+    rows: tuple[Any, ...] = ()
 
 
-def _problem(splits: Splits, level: Level, split: str, role: str, rows: Sequence[int], what: str) -> Problem:
+def _problem(splits: Splits, level: Level, split: str, role: str, rows: Sequence[Any], what: str) -> Problem:
     shown = ", ".join(map(str, rows[:5])) + (f" … ({len(rows)} in all)" if len(rows) > 5 else "")
     where = f"{split} ({splits.sources.get(split, split)})"
     where += f", row{'s' if len(rows) > 1 else ''} {shown}" if rows else ""
@@ -30,10 +30,10 @@ def _problem(splits: Splits, level: Level, split: str, role: str, rows: Sequence
 
 
 def find_errors(splits: Splits) -> list[Problem]:
-    """Faults in text and labels that no training can be right with."""
+    """Faults in labels, and in text where there is any, that no training can be right with."""
     found = []
     for name, split in splits.items():
-        for role in ("text", "label"):
+        for role in [role for role in ("text", "label") if role in split.column_names]:
             rows = [row for row, value in zip(split["row"][:], split[role][:], strict=True) if not value.strip()]
             if rows:
                 what = f"the {role} is empty; fill it in or remove the row."
@@ -53,6 +53,11 @@ def find_errors(splits: Splits) -> list[Problem]:
 
 def find_warnings(splits: Splits) -> list[Problem]:
     """Leakage between splits, equal texts with different labels, labels spelled two ways, classes too rare to learn."""
+    found = _find_equal_texts(splits) + find_label_warnings(splits)
+    return sorted(found, key=lambda problem: problem.split == "train")  # first what puts the measuring in doubt
+
+
+def _find_equal_texts(splits: Splits) -> list[Problem]:
     found = []
     of_text: dict[str, dict[str, int]] = {}  # normalised text → label → its first row in train
     for row, text, label in zip(splits.train["row"][:], splits.train["text"][:], splits.train["label"][:], strict=True):
@@ -62,12 +67,19 @@ def find_warnings(splits: Splits) -> list[Problem]:
         if rows:
             what = f"{len(rows)} of {len(split)} texts are also in train; on these a model may just remember."
             found.append(_problem(splits, "warning", name, "text", rows, what))
-        if len(split) < 20:
-            what = f"only {len(split)} rows: each one right or wrong moves accuracy by {100 / len(split):.0f} points."
-            found.append(_problem(splits, "warning", name, "label", [], what))
     torn = sorted(row for labels in of_text.values() if len(labels) > 1 for row in labels.values())
     if torn:
         found.append(_problem(splits, "warning", "train", "label", torn, "equal texts carry different labels."))
+    return found
+
+
+def find_label_warnings(splits: Splits) -> list[Problem]:
+    """Splits too small to measure by, labels spelled two ways, classes too rare to learn."""
+    found = []
+    for name, split in splits.items()[1:]:
+        if len(split) < 20:
+            what = f"only {len(split)} rows: each one right or wrong moves accuracy by {100 / len(split):.0f} points."
+            found.append(_problem(splits, "warning", name, "label", [], what))
     counts = pd.Series(splits.train["label"][:]).value_counts()
     spelled = pd.Series(counts.index).groupby([normalise_text(label) for label in counts.index]).agg(list)
     for names in spelled[spelled.map(len) > 1]:
@@ -78,6 +90,18 @@ def find_warnings(splits: Splits) -> list[Problem]:
         what = f"{len(rare)} of {len(counts)} classes have fewer than 3 rows, for example {rare.index[0]!r}."
         found.append(_problem(splits, "warning", "train", "label", [], what))
     return found
+
+
+def check_labels(splits: Splits) -> list[str]:
+    """Check the labels of examples that are no text, before training; the warnings as sentences.
+
+    Raises:
+        DataError: if there are errors; the message holds all of them, one a line.
+    """
+    errors = find_errors(splits)
+    if errors:
+        raise DataError("\n".join(problem.message for problem in errors))
+    return [problem.message for problem in find_label_warnings(splits)]
 
 
 def check_text_labels(splits: Splits) -> list[Problem]:

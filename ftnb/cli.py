@@ -197,9 +197,9 @@ def _find_run(name: str) -> Path:
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="A run's folder or name, or a model folder.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without them, the lines of the input.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts, or paths of pictures; else lines of input.")] = None,
 ) -> None:
-    """Classify texts with the best model of a run."""
+    """Predict with the best model of a run, for texts or for pictures by their paths."""
     from ftnb.runfolder import BEST, JOURNAL, LAST, model_folder, runs_root
 
     places = (Path(model).expanduser(), runs_root() / model)
@@ -210,7 +210,7 @@ def predict(
 
     with mistakes():
         for text, prediction in zip(lines, load_task(folder).predict(lines), strict=True):
-            typer.echo(f"{prediction.label}\t{prediction.score:.4f}\t{text}")
+            typer.echo(f"{prediction}\t{text}")
 
 
 @app.command()

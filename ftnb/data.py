@@ -12,30 +12,33 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ftnb.builtin.reviews import labelled_reviews
+from ftnb.images import image_digest, store_images
 from ftnb.sources import read_any
-from ftnb.tables import DataError, Splits, clean_columns, normalise_text, select_columns
+from ftnb.tables import DataError, Splits, Table, clean_columns, has_header, normalise_text, select_columns
 
 __all__ = [
     "cut_split",
     "load_splits",
+    "split_tables",
     "real_token_share",
+    "pool_size",
     "batch_order",
     "Batches",
 ]
 
 
 def cut_split(frame: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cut a share of the rows off, class by class, keeping rows with equal text together.
+    """Cut a share of the rows off, class by class, keeping rows with equal text, or an equal picture, together.
 
     Args:
-        frame: rows with the columns "text" and "label", where a task has them.
+        frame: rows with the columns "text" or "image", and "label", where a task has them.
         fraction: share of each class to cut off, between 0 and 1; a class of one text gives none.
         seed: the same seed cuts the same rows.
 
     Returns:
         What stays and what was cut off, both in their old order.
     """
-    keys = frame["text"].map(normalise_text).tolist() if "text" in frame else list(range(len(frame)))
+    keys = _row_keys(frame)
     labels = frame["label"].tolist() if "label" in frame else [""] * len(frame)
     first_label = dict(zip(reversed(keys), reversed(labels), strict=True))
     rng = np.random.default_rng(seed)
@@ -46,6 +49,13 @@ def cut_split(frame: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataF
         chosen.update(of_label[i] for i in rng.permutation(len(of_label))[:count])
     cut = np.array([key in chosen for key in keys])
     return frame[~cut], frame[cut]
+
+
+def _row_keys(frame: pd.DataFrame) -> list[Any]:
+    """For each row what it must not share with a row of another split."""
+    if "text" in frame:
+        return [normalise_text(text) for text in frame["text"]]
+    return [image_digest(image) for image in frame["image"]] if "image" in frame else list(range(len(frame)))
 
 
 def load_splits(
@@ -72,16 +82,34 @@ def load_splits(
     Raises:
         DataError: if the data cannot be read, a column is missing, or there is nothing to validate on.
     """
-    if not (0 < valid_fraction < 1 and 0 <= test_fraction < 1):
-        given = f"valid_fraction={valid_fraction}, test_fraction={test_fraction}"
-        raise DataError(f"fractions must lie between 0 and 1 (that of the test may be 0); got {given}.")
     columns = dict(columns or {})
     if isinstance(data, str) and data.startswith("builtin:"):
         data = _builtin(data)
-    header = not any(isinstance(column, int) for column in columns.values())
-    tables = {name: select_columns(t, columns, roles) for name, t in read_any(data, header=header).items()}
+    tables = read_any(data, header=has_header(columns))
+    return split_tables(
+        tables, columns=columns, valid_fraction=valid_fraction, test_fraction=test_fraction, seed=seed, roles=roles
+    )
+
+
+def split_tables(
+    tables: Mapping[str, Table],
+    *,
+    columns: Mapping[str, str | int],
+    valid_fraction: float,
+    test_fraction: float,
+    seed: int,
+    roles: Sequence[str],
+) -> Splits:
+    """Bring tables, however they were read, into splits; the arguments are those of `load_splits`."""
+    if not (0 < valid_fraction < 1 and 0 <= test_fraction < 1):
+        given = f"valid_fraction={valid_fraction}, test_fraction={test_fraction}"
+        raise DataError(f"fractions must lie between 0 and 1 (that of the test may be 0); got {given}.")
+    tables = {name: select_columns(table, columns, roles) for name, table in tables.items()}
     frames = {name: clean_columns(table, columns, name) for name, table in tables.items()}
-    sources, notices = {name: table.source for name, table in tables.items()}, []
+    if "image" in roles:
+        frames = {name: store_images(frame, tables[name], name) for name, frame in frames.items()}
+    sources = {name: table.source for name, table in tables.items()}
+    notices = [notice for table in tables.values() for notice in table.notices]
     if "test" in frames and "label" in roles and (frames["test"]["label"] == "").all():
         del frames["test"]
         notices.append(f"test ({sources['test']}) has no labels and is left out.")
@@ -91,7 +119,8 @@ def load_splits(
             frames["train"], frames[name] = cut_split(frames["train"], fraction, seed)
             sources[name] = source
             cut = f"{len(frames[name])} of {total} rows"
-            notices.append(f"{name}: {cut} cut from {source}, class by class, seed {seed}.")
+            by_class = "class by class, " if "label" in roles else ""
+            notices.append(f"{name}: {cut} cut from {source}, {by_class}seed {seed}.")
     for name, frame in frames.items():
         if frame.empty:
             raise DataError(f"{name} ({sources[name]}) has no rows left; give more rows or a {name} split of its own.")
@@ -118,6 +147,12 @@ def real_token_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -
     return float(sum(n.sum() for n in of_batch) / sum(n.max() * len(n) for n in of_batch))
 
 
+def pool_size(num_batches: int) -> int:
+    """How many batches are sorted by length together: up to 50 in equal pools, and two pools for few batches."""
+    num_pools = 2 if num_batches < 25 else math.ceil(num_batches / 50)
+    return math.ceil(num_batches / num_pools)
+
+
 def batch_order(
     num_examples: int,
     batch_size: int,
@@ -140,7 +175,7 @@ def batch_order(
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(num_examples) if shuffle else np.arange(num_examples)
     sizes = [batch_size] * (num_examples // batch_size)
-    pool = min(50, max(2, len(sizes) // 4)) * batch_size if shuffle else num_examples
+    pool = pool_size(math.ceil(num_examples / batch_size)) * batch_size if shuffle else num_examples
     if lengths is not None:
         pools = np.split(order, range(pool, num_examples, pool))
         order = np.concatenate([p[np.argsort(-np.asarray(lengths)[p], kind="stable")] for p in pools])

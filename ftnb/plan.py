@@ -37,6 +37,7 @@ class Settings:
         schedule: "linear", "cosine" or "constant", after the warm-up.
         eval_every: steps between evaluations; None evaluates after each epoch.
         patience: evaluations without a better metric after which to stop early; None never does.
+        batch_norm: "moving", or "fixed": statistics stay those of the checkpoint.
         seed: everything random follows from it.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "auto", "fp32", "bf16", "fp16".
@@ -51,6 +52,7 @@ class Settings:
     schedule: Schedule = "linear"
     eval_every: int | None = None
     patience: int | None = None
+    batch_norm: str = "moving"
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -64,6 +66,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise TrainingError(f"{name} must be positive and finite, got {value!r}.")
+        if self.batch_norm not in ("moving", "fixed"):
+            raise TrainingError(f"batch_norm must be 'moving' or 'fixed', got {self.batch_norm!r}.")
         if not 0 <= self.weight_decay < math.inf:
             raise TrainingError(f"weight_decay must be zero or positive, got {self.weight_decay!r}.")
         lr_factor(0.0, warmup=self.warmup, schedule=self.schedule)  # checks both

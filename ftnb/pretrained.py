@@ -20,9 +20,12 @@ __all__ = [
     "AUTO_CLASSES",
     "BUILTIN_MODELS",
     "TOKENIZER_FILES",
+    "IMAGE_PROCESSOR_FILES",
     "find_model",
     "quiet_transformers",
     "load_pretrained",
+    "trained_labels",
+    "refuse_untrained",
 ]
 
 
@@ -36,7 +39,7 @@ class Pretrained:
 
     Args:
         model: in eval mode, as `from_pretrained` leaves it: dropout is off until a training loop switches it on.
-        processor: makes model inputs of raw data; for text a tokenizer.
+        processor: makes model inputs of raw data: a tokenizer, or an image processor.
         new_parameters: names of the parameters that start from random numbers.
         name: what the model was asked for by.
         source: "builtin", "local" or "hub".
@@ -54,9 +57,13 @@ class Pretrained:
 # Per task: the class that puts a head on a backbone, and the class of what prepares its inputs.
 AUTO_CLASSES: dict[str, tuple[str, str]] = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
+    "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
+    "object-detection": ("AutoModelForObjectDetection", "AutoImageProcessor"),
+    "image-segmentation": ("AutoModelForSemanticSegmentation", "AutoImageProcessor"),
 }
-BUILTIN_MODELS = ("bert-reviews",)
+BUILTIN_MODELS = ("bert-reviews", "resnet-glyphs", "vit-glyphs")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def find_model(name: str) -> tuple[str, str]:
@@ -89,10 +96,14 @@ def _check_folder(folder: Path) -> None:
         pickled = sorted(name for name in held if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
         hint = f" {pickled[0]} is a pickle, which can run code when opened; convert it." if pickled else ""
         raise ModelError(f"{folder} holds no .safetensors file, so it has no weights to load.{hint}")
-    if not held.intersection(TOKENIZER_FILES):
-        raise ModelError(
-            f"{folder} has no tokenizer (one of {', '.join(TOKENIZER_FILES)}); copy it from the original model."
-        )
+
+
+def _check_processor_files(folder: Path, processor_class: str) -> None:
+    held = {path.name for path in folder.iterdir()}
+    of_text = processor_class == "AutoTokenizer"
+    files, what = (TOKENIZER_FILES, "tokenizer") if of_text else (IMAGE_PROCESSOR_FILES, "image processor")
+    if not held.intersection(files):
+        raise ModelError(f"{folder} has no {what} (one of {', '.join(files)}); copy it from the original model.")
 
 
 def _config_for(place: str, labels: Sequence[str]) -> tuple[PretrainedConfig, bool]:
@@ -177,7 +188,7 @@ def _advice(error: Exception, source: str) -> str:
     if source == "hub" and ("connect" in text or "offline" in text.lower()):
         return (
             "the Hub cannot be reached and the model is not in the local cache. Without a network give a local folder "
-            "or 'builtin:bert-reviews'; behind a mirror set HF_ENDPOINT to its address before Python starts."
+            "or a built-in model; behind a mirror set HF_ENDPOINT to its address before Python starts."
         )
     if "Unrecognized configuration class" in text:
         kind = re.search(r"configuration_(\w+)\.", text)
@@ -194,7 +205,7 @@ def load_pretrained(
     mode, as `from_pretrained` leaves it.
 
     Args:
-        name: "builtin:bert-reviews", a local folder laid out as the Hub's, or a Hub id.
+        name: "builtin:bert-reviews" (or another built-in model), a local folder laid out as the Hub's, or a Hub id.
         task: a Hugging Face task name, for example "text-classification".
         labels: the classes. The order in `model.config.id2label` counts: it is the checkpoint's own if it has the
             same classes.
@@ -208,6 +219,8 @@ def load_pretrained(
         raise ModelError(f"task {task!r} is unknown; there are {', '.join(map(repr, AUTO_CLASSES))}.")
     auto_class, processor_class = (getattr(transformers, c) for c in AUTO_CLASSES[task])
     place, source = find_model(name)
+    if source != "hub":
+        _check_processor_files(Path(place), AUTO_CLASSES[task][1])
     with _loading(name, source, seed):
         config, same_labels = _config_for(place, labels)
         processor = processor_class.from_pretrained(place)
@@ -217,7 +230,7 @@ def load_pretrained(
             notices = ["random weights: nothing is pretrained."]
         else:
             model, new, notices = _load_weights(place, auto_class, config, same_labels)
-        notices += _check_tokenizer(processor, model)
+        notices += _check_tokenizer(processor, model) if processor_class is transformers.AutoTokenizer else []
     return Pretrained(model, processor, frozenset(new), name, source, notices)
 
 
@@ -241,3 +254,27 @@ def _load_weights(
         new |= _renew_head(model, auto_class, config)
         notices.append("the checkpoint's head was made for other labels; the head starts new.")
     return model, new, notices
+
+
+def trained_labels(folder: str | Path) -> list[str]:
+    """The classes of a saved model, in the order of its outputs.
+
+    Raises:
+        ModelError: if there is no such model.
+    """
+    place, _ = find_model(str(folder))
+    names: dict[int, str] = AutoConfig.from_pretrained(place).id2label
+    return [names[i] for i in sorted(names)]
+
+
+def refuse_untrained(folder: str | Path, new_parameters: frozenset[str]) -> None:
+    """Raise if a model that should be ready to predict has parameters that no checkpoint filled.
+
+    Raises:
+        ModelError: naming them.
+    """
+    if new_parameters:
+        raise ModelError(
+            f"{folder} is a model without a trained head ({', '.join(sorted(new_parameters))} would be random "
+            "numbers), so it has nothing to predict. Fine-tune it first."
+        )

@@ -1,33 +1,46 @@
 """A saved model as a task object without data: for predictions, long after the training."""
 
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset
-from transformers import AutoConfig
+from ftnb.pretrained import ModelError, find_model
+from ftnb.tasks import TASKS, task_class
+from ftnb.torchvision_models import read_config
 
-from ftnb.data import Splits
-from ftnb.pretrained import ModelError, find_model, load_pretrained
-from ftnb.tasks.text_classification import TextClassification, length_limit
+# How transformers' names for models with a head end, by task.
+HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "ForObjectDetection": "object-detection",
+    "ForSemanticSegmentation": "image-segmentation",
+}
 
 
-def load_task(folder: str | Path) -> TextClassification:
-    """Load a model folder that a run or `task.save` wrote, or any trained text classifier of that layout.
+def load_task(folder: str | Path) -> Any:
+    """Load a model folder that a run or `task.save` wrote, or any trained model of transformers' layout.
 
     Returns:
         A task object that predicts and has no data.
 
     Raises:
-        ModelError: if there is no such model, or its head was never trained.
+        ModelError: if there is no such model, its task is unknown, or its head was never trained.
     """
-    place, _ = find_model(str(folder))
-    names: dict[int, str] = AutoConfig.from_pretrained(place).id2label
-    labels = [names[i] for i in sorted(names)]
-    found = load_pretrained(str(folder), TextClassification.name, labels)
-    if found.new_parameters:
-        raise ModelError(
-            f"{folder} is a model without a trained head ({', '.join(sorted(found.new_parameters))} would be random "
-            "numbers), so it has nothing to predict. Fine-tune it first."
-        )
-    nothing = Dataset.from_dict({})
-    limit = length_limit(found.model, found.processor)
-    return TextClassification(found.model, found.processor, Splits(nothing, nothing), labels, limit)
+    return task_class(task_of_folder(folder)).from_saved(folder)
+
+
+def task_of_folder(folder: str | Path) -> str:
+    """The task of a saved model, by its config.json.
+
+    Raises:
+        ModelError: if there is no model, or it is for no task that there is.
+    """
+    place = Path(find_model(str(folder))[0])
+    if not place.is_dir():
+        raise ModelError(f"{folder} is no folder; only a model on the disk says what it was trained for.")
+    config = read_config(place)
+    names = config.get("architectures") or [""]
+    task = config.get("task") or next((of for end, of in HEADS.items() if names[0].endswith(end)), None)
+    if task not in TASKS:
+        what = f"{names[0] or 'a model of unknown kind'}"
+        raise ModelError(f"{folder} holds {what}, which is for none of the tasks {', '.join(map(repr, TASKS))}.")
+    return str(task)

@@ -8,7 +8,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +32,15 @@ class Table:
         frame: the rows; its index holds the 1-based row (line) numbers of the source.
         source: what to call it in a message, for example "reviews.csv".
         label_names: per column, the order of its classes where the source states one.
+        folder: what relative paths in it are relative to; None is the working directory.
+        notices: what was done while reading that a reader of the result should know.
     """
 
     frame: pd.DataFrame
     source: str
-    label_names: Mapping[str, tuple[str, ...]]
+    label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folder: Path | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,12 @@ def read_file(path: Path, *, header: bool = True) -> Table:
         raise DataError(f"{path.name}: cannot read '{path.suffix}' files; expected one of {', '.join(SUFFIXES)}.")
     if frame.empty:
         raise DataError(f"{path.name} holds no rows.")
-    return Table(frame, path.name, {})
+    return Table(frame, path.name, folder=path.absolute().parent)
+
+
+def has_header(columns: Mapping[str, str | int]) -> bool:
+    """Whether a file's first line holds names: not where columns are given by their places."""
+    return not any(isinstance(column, int) for column in columns.values())
 
 
 def select_columns(table: Table, columns: Mapping[str, str | int], roles: Sequence[str]) -> Table:
@@ -121,7 +130,7 @@ def select_columns(table: Table, columns: Mapping[str, str | int], roles: Sequen
         raise DataError(f"columns gives two roles the same column: {wanted}.")
     frame = table.frame[list(wanted.values())].set_axis(list(wanted), axis=1)
     orders = {role: table.label_names[str(name)] for role, name in wanted.items() if str(name) in table.label_names}
-    return Table(frame, table.source, orders)
+    return replace(table, frame=frame, label_names=orders)
 
 
 def clean_columns(table: Table, columns: Mapping[str, str | int], split: str) -> pd.DataFrame:

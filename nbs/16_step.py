@@ -127,9 +127,18 @@ def set_trainable(phase: Phase) -> None:
             parameter.requires_grad_(group.multiplier > 0)
 
 
-def set_modes(model: nn.Module, phase: Phase) -> None:
-    """Put the model in training mode and the phase's frozen modules in evaluation mode."""
+def set_modes(model: nn.Module, phase: Phase, batch_norm: str = "moving") -> None:
+    """Put the model in training mode and the phase's frozen modules in evaluation mode.
+
+    Args:
+        model: the model.
+        phase: says what is frozen.
+        batch_norm: "fixed" keeps every BatchNorm layer at its pretrained statistics, in what trains too.
+    """
     model.train()
+    for module in model.modules() if batch_norm == "fixed" else ():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            module.eval()
     for group in phase.groups:
         if group.multiplier == 0:
             for module in group.modules:

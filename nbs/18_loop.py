@@ -162,7 +162,7 @@ class Loop:
         if (phase := self.plan.phase_at(p.step)) != p.phase:
             self._enter(phase)
         if not self.model.training:  # after an evaluation, or when somebody predicted in between
-            set_modes(self.model, self.phases[p.phase])
+            set_modes(self.model, self.phases[p.phase], s.batch_norm)
         if self._watch.disturbed():
             self.warn("rng_disturbed", "another cell drew random numbers while training; a repetition may differ.")
         self._stream = self._stream or self.learner.train.epoch(p.epoch, start=p.batch)
@@ -233,7 +233,7 @@ class Loop:
         """Begin a phase: what trains, and a new optimizer (moments of parameters that go on training are kept)."""
         phase, old = self.phases[index], self.optimizer
         set_trainable(phase)
-        set_modes(self.model, phase)
+        set_modes(self.model, phase, self.settings.batch_norm)
         self.optimizer = build_optimizer(phase, self.settings.weight_decay, self.device)
         if old is not None:
             mine = {p for group in self.optimizer.param_groups for p in group["params"]}

@@ -25,7 +25,7 @@ from ftnb.checks import check_text_labels, label_order
 from ftnb.data import Batches, Splits, load_splits
 from ftnb.devices import to_device
 from ftnb.metrics import Metrics, classification_metrics
-from ftnb.pretrained import ModelError, load_pretrained, quiet_transformers
+from ftnb.pretrained import ModelError, load_pretrained, quiet_transformers, refuse_untrained, trained_labels
 from ftnb.step import Batch, Learner
 from ftnb.tables import DataError
 from ftnb.tasks.display import TextTable
@@ -160,6 +160,9 @@ class Prediction:
     score: float
     scores: Mapping[str, float]
 
+    def __str__(self) -> str:
+        return f"{self.label}\t{self.score:.4f}"
+
 # %% [markdown]
 # ## The task
 #
@@ -192,6 +195,7 @@ class TextClassification:
     encoded: dict[str, Dataset] = field(default_factory=dict)
 
     name: ClassVar[str] = "text-classification"
+    options: ClassVar[tuple[str, ...]] = ("max_length",)
 
     @classmethod
     def prepare(
@@ -241,6 +245,20 @@ class TextClassification:
         )
         task._encode()
         return task
+
+    @classmethod
+    def from_saved(cls, folder: str | Path) -> "TextClassification":
+        """A task without data around a trained model, for predictions.
+
+        Raises:
+            ModelError: if there is no such model.
+        """
+        labels = trained_labels(folder)
+        found = load_pretrained(str(folder), cls.name, labels)
+        refuse_untrained(folder, found.new_parameters)
+        nothing = Dataset.from_dict({})
+        limit = length_limit(found.model, found.processor)
+        return cls(found.model, found.processor, Splits(nothing, nothing), labels, limit)
 
     def _encode(self) -> None:
         ids = {label: i for i, label in enumerate(self.labels)}

@@ -85,6 +85,8 @@ DATA = {"rule": Rule(kind="data", help="built-in data, a CSV/TSV/JSONL file, a f
 COLUMNS = {"rule": Rule(kind="columns", help='role = "column", or = its place from 0 in a file without header')}
 STRATEGY = {"rule": Rule(kind="strategy", help="full, head, top-k, layer-decay or lp-ft")}
 SCHEDULES = ("linear", "cosine", "constant")
+AUGMENTATIONS = ("none", "shift", "flip", "strong")
+BATCH_NORM = ("moving", "fixed")
 DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
 # %%
@@ -98,15 +100,18 @@ class Recipe:
     """
 
     task: str = field(default="text-classification", metadata=text("what to learn", choices=tuple(TASKS)))
-    data: Any = field(default="builtin:reviews", metadata=DATA)
-    model: str = field(default="builtin:bert-reviews", metadata=text("built-in, a local folder, or a name on the Hub"))
+    data: Any = field(default=None, metadata=DATA)
+    model: Any = field(default=None, metadata=text("built-in, torchvision's, a local folder, or a name on the Hub"))
     columns: dict[str, str | int] = field(default_factory=dict, metadata=COLUMNS)
     strategy: Any = field(default="full", metadata=STRATEGY)
     lr: float = field(default=5e-4, metadata=number("peak learning rate; for BERT-base 2e-5 to 5e-5", above=0, high=10))
     num_epochs: int = field(default=3, metadata=whole("passes over the training data"))
     batch_size: int = field(default=16, metadata=whole("examples in one micro-batch"))
     accumulation: int = field(default=1, metadata=whole("micro-batches in one step"))
-    max_length: int | None = field(default=None, metadata=whole("inputs are cut to so many tokens", optional=True))
+    max_length: int | None = field(default=None, metadata=whole("texts are cut to so many tokens", optional=True))
+    image_size: int | None = field(default=None, metadata=whole("side of the model's input in pixels", optional=True))
+    augment: str = field(default="none", metadata=text("how pictures change in training", choices=AUGMENTATIONS))
+    batch_norm: str = field(default="moving", metadata=text("BatchNorm in what trains", choices=BATCH_NORM))
     weight_decay: float = field(default=0.01, metadata=number("AdamW's decoupled weight decay", low=0, high=10))
     max_grad_norm: float = field(default=1.0, metadata=number("gradients are clipped to this norm; inf: not", above=0))
     warmup: float = field(default=0.1, metadata=number("share of the steps in which the rate rises", low=0, high=1))
@@ -119,12 +124,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         problems = []
+        for key in ("data", "model"):
+            if getattr(self, key) is None:  # what the task has built in
+                object.__setattr__(self, key, built_in(key, self.task))
         for key, rule in rules().items():
             try:
                 object.__setattr__(self, key, check(key, getattr(self, key), rule))
             except RecipeError as error:
                 problems.append(str(error))
-        refuse(problems)
+        refuse(problems + misplaced(self.to_dict()))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and same_settings(self.to_dict(), other.to_dict())
@@ -137,8 +145,11 @@ class Recipe:
         return {key: getattr(self, key) for key in rules()}
 
     def replace(self, **settings: Any) -> "Recipe":
-        """A copy with some settings changed; unknown names are refused."""
-        return Recipe.from_dict({**self.to_dict(), **settings})
+        """A copy with some settings changed; unknown names are refused.
+
+        With another task, what belonged to the old one only (its built-in data and model, its own settings) is dropped.
+        """
+        return Recipe.from_dict({**(without_task(self) if "task" in settings else self.to_dict()), **settings})
 
     @staticmethod
     def from_dict(settings: Mapping[str, Any]) -> "Recipe":
@@ -190,9 +201,12 @@ class Recipe:
 
 # %%
 #| export
+FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
+
+
 def rules() -> dict[str, Rule]:
     """The rule of every setting, in order."""
-    return {f.name: f.metadata["rule"] for f in dataclasses.fields(Recipe)}
+    return {name: f.metadata["rule"] for name, f in FIELDS.items()}
 
 
 def refuse(problems: list[str]) -> None:
@@ -229,16 +243,43 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
             problems.append(f"unknown setting {key!r}.{near or ' Known: ' + ', '.join(known) + '.'}")
     for key, rule in known.items():
         try:
-            check(key, settings.get(key, default_of(key)), rule)
+            check(key, settings.get(key, default_of(key, settings.get("task"))), rule)
         except RecipeError as error:
             problems.append(str(error))
     refuse(problems)
     return Recipe(**settings)
 
 
-def default_of(key: str) -> Any:
-    """The default of one setting."""
-    return getattr(Recipe(), key)
+def default_of(key: str, task: Any = None) -> Any:
+    """The default of one setting, for a task (without one, or with an unknown one, for the default task)."""
+    return getattr(Recipe(task=task) if isinstance(task, str) and task in TASKS else Recipe(), key)
+
+
+def built_in(key: str, task: Any) -> str:
+    """The built-in "data" or "model" of a task; that of the default task if there is no such task."""
+    known = isinstance(task, str) and task in TASKS
+    return str(getattr(TASKS[task if known else "text-classification"], key))
+
+
+OPTIONS = tuple(dict.fromkeys(option for entry in TASKS.values() for option in entry.options))
+
+
+def misplaced(settings: Mapping[str, Any]) -> list[str]:
+    """A problem for each setting that belongs to another task only and is not at its default."""
+    entry = TASKS.get(settings["task"])
+    foreign = [key for key in OPTIONS if entry is not None and key not in entry.options]
+    return [
+        f"{key} is no setting of {settings['task']}, which has {', '.join(entry.options)}; leave it out."
+        for key in foreign
+        if entry is not None and settings[key] != FIELDS[key].default
+    ]
+
+
+def without_task(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's settings without what belongs to its task: its options, and built-in data, model and columns."""
+    kept = {key: value for key, value in recipe.to_dict().items() if key not in OPTIONS}
+    own = [key for key in ("data", "model") if kept[key] == built_in(key, recipe.task)]
+    return {key: value for key, value in kept.items() if key not in (*own, *(["columns"] if "data" in own else []))}
 
 # %% [markdown]
 # A correct recipe, and one written in a hurry. Every mistake is reported at once, before any data is read:
@@ -361,7 +402,7 @@ def code_of(recipe: Recipe) -> str:
     for key, value in recipe.to_dict().items():
         if key == "data" and not is_named(value):
             words.append("data=data")  # an object has no spelling; the reader has it under some name
-        elif value != default_of(key):
+        elif value != default_of(key, recipe.task if key != "task" else None):
             words.append(f'{key}=float("inf")' if value == math.inf else f"{key}={value!r}")
     return f"finetune({', '.join(words)})"
 
@@ -389,9 +430,8 @@ def prepare_task(recipe: Recipe) -> Any:
         kind = recipe.data.removeprefix(IN_MEMORY)
         raise RecipeError(f"the data was a {kind} in memory and is gone. Pass it again: recipe.replace(data=...).")
     prepare = task_class(recipe.task).prepare
-    return prepare(
-        recipe.data, recipe.model, columns=recipe.columns or None, max_length=recipe.max_length, seed=recipe.seed
-    )
+    options = {name: getattr(recipe, name) for name in TASKS[recipe.task].options}
+    return prepare(recipe.data, recipe.model, columns=recipe.columns or None, seed=recipe.seed, **options)
 
 
 IN_MEMORY = "in memory: "  # stands in a run's file for data that no file can name
@@ -407,7 +447,7 @@ def training_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings that go to the training loop, by the names of its arguments."""
     names = (
         "lr", "num_epochs", "accumulation", "max_grad_norm", "weight_decay", "warmup", "schedule",
-        "eval_every", "patience", "seed", "device", "precision",
+        "eval_every", "patience", "batch_norm", "seed", "device", "precision",
     )  # fmt: skip
     settings = {name: getattr(recipe, name) for name in names}
     return {name: None if value == math.inf else value for name, value in settings.items()}  # inf: no clipping

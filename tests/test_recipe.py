@@ -92,7 +92,6 @@ def test_any_settings_make_a_recipe_or_name_what_is_wrong(data):
         ("model", "", "not empty"),
         ("model", 3, "not empty"),
         ("model", "\ud800", "UTF-8"),
-        ("data", None, "a file"),
         ("data", {}, "'train'"),
         ("data", {"train": 3}, "data.train"),
         ("columns", "text", "a table"),
@@ -199,3 +198,31 @@ def test_files(tmp_path):
 def test_reading_a_recipe_does_not_import_torch():
     code = "import sys, ftnb.recipe as r; r.Recipe.from_toml('lr = 1e-3').code(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_a_task_brings_its_own_data_and_model():
+    text, image = Recipe(), Recipe(task="image-classification")
+    assert (text.data, text.model) == ("builtin:reviews", "builtin:bert-reviews")
+    assert (image.data, image.model) == ("builtin:digits", "builtin:resnet-glyphs")
+    assert image.code() == "finetune(task='image-classification')"
+    assert Recipe.from_toml(image.to_toml()) == image
+    moved = Recipe(max_length=20, lr=1e-3).replace(task="image-classification")
+    assert moved == image.replace(lr=1e-3)
+    own = Recipe(data="mine.csv", model="some/folder", columns={"text": "a"}).replace(task="image-classification")
+    assert (own.data, own.model, own.columns) == ("mine.csv", "some/folder", {"text": "a"})
+
+
+def test_a_setting_of_another_task_is_refused():
+    with pytest.raises(RecipeError, match="max_length is no setting of image-classification, which has image_size"):
+        Recipe(task="image-classification", max_length=20)
+    with pytest.raises(RecipeError, match="augment is no setting of text-classification"):
+        Recipe.from_dict({"augment": "flip"})
+    with pytest.raises(RecipeError, match="batch_norm must be one of 'moving', 'fixed'"):
+        Recipe(batch_norm="frozen")
+
+
+def test_the_names_of_augmentations_are_those_of_the_transform():
+    from ftnb.recipe import AUGMENTATIONS
+    from ftnb.transforms import AUGMENTATIONS as KNOWN
+
+    assert AUGMENTATIONS == KNOWN

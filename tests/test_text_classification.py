@@ -223,4 +223,4 @@ def test_the_builtin_pair_loads(model):
 def test_an_unknown_task_gets_a_suggestion():
     with pytest.raises(ValueError, match="Did you mean 'text-classification'"):
         task_class("text-clasification")
-    assert all(":" in place for place in TASKS.values())
+    assert all(":" in entry.place for entry in TASKS.values())

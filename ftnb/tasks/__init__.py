@@ -1,11 +1,49 @@
 """Tasks by their Hugging Face names; a task's module is imported only when it is asked for."""
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-TASKS: dict[str, str] = {
-    "text-classification": "ftnb.tasks.text_classification:TextClassification",
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """What is known of a task before its module is imported.
+
+    Attributes:
+        place: "module:class" of its task class.
+        data: the data of a recipe that names none.
+        model: the model of a recipe that names none.
+        options: the settings of a recipe that this task has beside those that all have.
+        roles: the columns that its data has.
+        models: further models to suggest in a form.
+    """
+
+    place: str
+    data: str
+    model: str
+    options: tuple[str, ...]
+    roles: tuple[str, ...]
+    models: tuple[str, ...] = ()
+
+
+TASKS: dict[str, TaskEntry] = {
+    "text-classification": TaskEntry(
+        "ftnb.tasks.text_classification:TextClassification",
+        data="builtin:reviews",
+        model="builtin:bert-reviews",
+        options=("max_length",),
+        roles=("text", "label"),
+        models=("google-bert/bert-base-uncased", "distilbert/distilbert-base-uncased"),
+    ),
+    "image-classification": TaskEntry(
+        "ftnb.tasks.image_classification:ImageClassification",
+        data="builtin:digits",
+        model="builtin:resnet-glyphs",
+        options=("image_size", "augment"),
+        roles=("image", "label"),
+        models=("builtin:vit-glyphs", "torchvision:resnet18", "microsoft/resnet-50", "google/vit-base-patch16-224"),
+    ),
 }
 
 
@@ -19,5 +57,5 @@ def task_class(name: str) -> Any:
         near = get_close_matches(str(name), TASKS, n=1)
         suggestion = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"task {name!r} is unknown; there are {', '.join(map(repr, TASKS))}.{suggestion}")
-    module, _, attribute = TASKS[name].partition(":")
+    module, _, attribute = TASKS[name].place.partition(":")
     return getattr(import_module(module), attribute)
