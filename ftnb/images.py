@@ -7,6 +7,7 @@ A picture is read the way its author saw it: turned as its EXIF note says, trans
 import hashlib
 import io
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,9 @@ def _opened(source: Any, name: str) -> Image.Image:
     else:
         raise DataError(f"{name}: expected a path, bytes, a PIL image or an array, got {type(source).__name__}.")
     try:
-        return Image.open(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is said as an error
+            return Image.open(source)
     except Image.DecompressionBombError:
         raise DataError(
             f"{name} has far more than {MAX_PIXELS / 1e6:.0f} megapixels. Make it smaller first: a model sees a few "
@@ -213,14 +216,22 @@ def image_digest(source: Any) -> bytes:
         if not Path(data).is_file():  # said, with its row, when pictures are checked
             return repr(data).encode()
         with open(data, "rb") as file:
-            size, head = os.fstat(file.fileno()).st_size, file.read(2**16)
-            file.seek(max(len(head), size - 2**16))
-            return hashlib.blake2b(size.to_bytes(8, "little") + head + file.read(), digest_size=16).digest()
+            size, head = os.fstat(file.fileno()).st_size, file.read(_END)
+            file.seek(max(len(head), size - _END))
+            return _digest(size, head, file.read())
     if isinstance(data, Image.Image):
         data = repr((data.mode, data.size)).encode() + data.tobytes()
     elif isinstance(data, np.ndarray):
         data = repr((data.dtype, data.shape)).encode() + np.ascontiguousarray(data).tobytes()
-    return hashlib.blake2b(data, digest_size=16).digest()
+    data = bytes(data)
+    return _digest(len(data), data[:_END], data[max(_END, len(data) - _END) :])
+
+
+_END = 2**16  # bytes read from either end of a file
+
+
+def _digest(size: int, head: bytes, tail: bytes) -> bytes:
+    return hashlib.blake2b(size.to_bytes(8, "little") + head + tail, digest_size=16).digest()
 
 
 def check_images(sources: Sequence[Any], split: str, rows: Sequence[Any], limit: int = 5000) -> list[str]:

@@ -133,15 +133,15 @@ def _pipeline(transform: ImageTransform, train: bool) -> v2.Compose:
 
 
 class _InsideOnly(nn.Module):
-    """Cut boxes at the picture's edge and drop those that are outside, with their entry in "kept"."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        drop = v2.SanitizeBoundingBoxes(min_size=2.0, labels_getter=lambda items: items.get("kept"))
-        self.steps = v2.Compose([v2.ClampBoundingBoxes(), drop])
+    """Cut boxes at the picture's edge and drop those of which less than two pixels are left, with their "kept"."""
 
     def forward(self, items: dict[str, Any]) -> dict[str, Any]:
-        return self.steps(items) if "boxes" in items else items  # without boxes the steps complain
+        if "boxes" not in items:
+            return items
+        boxes = v2.functional.clamp_bounding_boxes(items["boxes"])
+        sides = boxes.as_subclass(Tensor)[:, 2:] - boxes.as_subclass(Tensor)[:, :2]
+        left = (sides >= 2).all(1)
+        return {**items, "boxes": tv_tensors.wrap(boxes[left], like=boxes), "kept": items["kept"][left]}
 
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, in preprocessor_config.json

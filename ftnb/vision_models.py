@@ -77,6 +77,8 @@ def load_image_classifier(
     side = fixed[0] if isinstance(fixed, list | tuple) else fixed
     if image_size is not None and side not in (None, image_size) and hasattr(own, "patch_size"):
         raise ModelError(f"{name!r} takes pictures of {side} × {side} pixels only; leave image_size out.")
+    if image_size is not None:
+        set_processor_size(found.processor, transform)
     names = {int(i): label for i, label in own.id2label.items()}
     return VisionModel(
         model=found.model,
@@ -86,6 +88,17 @@ def load_image_classifier(
         new_parameters=found.new_parameters,
         notices=found.notices,
     )
+
+
+def set_processor_size(processor: Any, transform: ImageTransform) -> None:
+    """Make a transformers image processor resize as a transform does, so that whoever loads it does the same."""
+    size = {"height": transform.height, "width": transform.width}
+    if transform.resize is None:
+        processor.size, processor.do_center_crop = size, False
+    elif getattr(processor, "crop_pct", None):  # ConvNeXt's: the size after the crop
+        processor.size = {"shortest_edge": transform.height}
+    else:
+        processor.size, processor.crop_size = {"shortest_edge": transform.resize}, size
 
 
 def _from_torchvision(
