@@ -104,7 +104,7 @@ def error_sheet(pictures: list[np.ndarray], titles: list[str], heats: list[Tenso
 
     def draw(axes: Axes, i: int) -> None:
         if i >= len(pictures):
-            axes.imshow(heats[i - len(pictures)], cmap="inferno", alpha=0.6, vmin=0, vmax=1)
+            axes.imshow(heats[i - len(pictures)].numpy(), cmap="inferno", alpha=0.6, vmin=0, vmax=1)
 
     below = ["where it looked"] * len(grey)
     return picture_sheet([*pictures, *grey], [*titles, *below], caption, columns=max(1, len(pictures)), draw=draw)

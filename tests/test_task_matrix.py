@@ -1,0 +1,85 @@
+"""Every task by every strategy to every end, through the same recipe: nothing is special about a task."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftnb import Recipe, Run
+from ftnb.events import Changed, Evaluated
+from ftnb.saved import load_task
+from ftnb.tasks import TASKS, task_class
+from tests.tiny import tiny_bert, write_csv
+from tests.tiny_images import stripe_folder, stripes, tiny_resnet
+
+STRATEGIES: dict[str, Any] = {"full": "full", "head": "head", "layer-decay": {"name": "layer-decay", "decay": 0.8}}
+
+
+def text_classification(folder: Path) -> dict[str, Any]:
+    return {
+        "data": write_csv(folder / "reviews.csv", 60),
+        "model": tiny_bert(folder / "bert"),
+        "ask": "the food was good",
+    }
+
+
+def image_classification(folder: Path) -> dict[str, Any]:
+    return {"data": stripe_folder(folder / "data"), "model": tiny_resnet(folder / "model"), "ask": stripes(True, 0)}
+
+
+TINY = {"text-classification": text_classification, "image-classification": image_classification}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """For each task tiny data, a tiny model, and something to ask about."""
+    return {task: make(tmp_path_factory.mktemp(task)) for task, make in TINY.items()}
+
+
+def wait_for_a_step(run: Run) -> None:
+    until = time.monotonic() + 30
+    while run.history.step < 1 and run.state not in ("done", "failed") and time.monotonic() < until:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("ending", ["done", "paused", "stopped"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_runs_by_every_strategy_to_every_end(tiny, tmp_path, task, strategy, ending):
+    own = tiny[task]
+    recipe = Recipe(
+        task=task, data=own["data"], model=own["model"], strategy=STRATEGIES[strategy], lr=1e-3, num_epochs=3,
+        batch_size=8, device="cpu",
+    )  # fmt: skip
+    run = Run(recipe, tmp_path / "run").start()
+    wait_for_a_step(run)
+    if ending == "paused":
+        run.pause()
+        time.sleep(0.05)
+        run.set_lr(5e-4)
+        run.resume()
+    elif ending == "stopped":
+        run.stop()
+    state = run.wait(120)
+    assert state == ("stopped" if ending == "stopped" else "done")
+    events = run.events
+    assert any(isinstance(event, Evaluated) for event in events)
+    if ending == "paused":
+        assert {"pause", "resume", "lr"} <= {event.what for event in events if isinstance(event, Changed)}
+    (answer,) = run.predict([own["ask"]])
+    (again,) = load_task(run.folder / "model").predict([own["ask"]])
+    assert str(again) == str(answer)
+    assert Recipe.load(run.folder) == recipe
+    assert run.report().png()
+    assert run.task.show_batch(2) is not None
+    assert run.task.show_errors(2) is not None
+
+
+def test_every_task_has_its_tiny_mode_and_its_class(tiny):
+    assert set(tiny) == set(TASKS)
+    for name, entry in TASKS.items():
+        of = task_class(name)
+        assert (of.name, of.options) == (name, entry.options)
+        for method in ("prepare", "from_saved", "learner", "evaluate", "predict", "show_batch", "show_errors", "save"):
+            assert callable(getattr(of, method))
