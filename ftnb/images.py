@@ -189,7 +189,7 @@ def stored_image(source: Any, folder: Path | None, place: str) -> dict[str, Any]
     if isinstance(source, Image.Image | np.ndarray):
         buffer = io.BytesIO()
         image = source if isinstance(source, Image.Image) else _from_array(source, place)
-        kept = image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+        kept = image.mode in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
         (image if kept else read_image(image, place=place)).save(buffer, "PNG")
         return {"path": None, "bytes": buffer.getvalue()}
     raise DataError(f"{place}: expected a picture (a path, bytes, a PIL image or an array), got {source!r:.60}.")

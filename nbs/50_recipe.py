@@ -87,6 +87,8 @@ STRATEGY = {"rule": Rule(kind="strategy", help="full, head, top-k, layer-decay o
 SCHEDULES = ("linear", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "flip", "strong")
 BATCH_NORM = ("moving", "fixed")
+BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
+BOX_FORMAT = text("how boxes are written, where the data does not say it", choices=BOX_FORMATS, optional=True)
 DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
 # %%
@@ -111,6 +113,7 @@ class Recipe:
     max_length: int | None = field(default=None, metadata=whole("texts are cut to so many tokens", optional=True))
     image_size: int | None = field(default=None, metadata=whole("side of the model's input in pixels", optional=True))
     augment: str = field(default="none", metadata=text("how pictures change in training", choices=AUGMENTATIONS))
+    box_format: str | None = field(default=None, metadata=BOX_FORMAT)
     batch_norm: str = field(default="moving", metadata=text("BatchNorm in what trains", choices=BATCH_NORM))
     weight_decay: float = field(default=0.01, metadata=number("AdamW's decoupled weight decay", low=0, high=10))
     max_grad_norm: float = field(default=1.0, metadata=number("gradients are clipped to this norm; inf: not", above=0))
@@ -322,7 +325,7 @@ def write_toml(recipe: Recipe, comments: bool) -> str:
         elif value not in (None, {}):
             values.append(f"{key} = {toml_value(value)}{note}")
         elif comments and value is None:
-            values.append(f"# {key} = 100{note}; off")
+            values.append(f"# {key} = {toml_value(rule.choices[0]) if rule.choices else 100}{note}; off")
     return "\n".join([*values, *tables]) + "\n"
 
 # %%

@@ -1,12 +1,14 @@
 """Every task by every strategy to every end, through the same recipe: nothing is special about a task."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftnb import Recipe, Run
+from ftnb.builtin.scenes import digit_scenes
 from ftnb.events import Changed, Evaluated
 from ftnb.saved import load_task
 from ftnb.tasks import TASKS, task_class
@@ -28,7 +30,35 @@ def image_classification(folder: Path) -> dict[str, Any]:
     return {"data": stripe_folder(folder / "data"), "model": tiny_resnet(folder / "model"), "ask": stripes(True, 0)}
 
 
-TINY = {"text-classification": text_classification, "image-classification": image_classification}
+def scenes() -> dict[str, Any]:
+    splits = {split: digit_scenes(split, num, size=40) for split, num in (("train", 18), ("valid", 4))}
+    return {"data": splits, "ask": splits["valid"][0]["image"]}
+
+
+def object_detection(folder: Path) -> dict[str, Any]:
+    rows = scenes()
+    for of in rows["data"].values():
+        for row in of:
+            row.pop("mask")
+            row["labels"] = ["digit" for _ in row["labels"]]
+    return {**rows, "model": "builtin:resnet-glyphs", "image_size": 32}
+
+
+def image_segmentation(folder: Path) -> dict[str, Any]:
+    rows = scenes()
+    for of in rows["data"].values():
+        for row in of:
+            row["mask"] = row["mask"].point(lambda value: min(value, 1))  # ground or digit
+            del row["boxes"], row["labels"]
+    return {**rows, "model": "builtin:resnet-glyphs", "image_size": 32}
+
+
+TINY = {
+    "text-classification": text_classification,
+    "image-classification": image_classification,
+    "object-detection": object_detection,
+    "image-segmentation": image_segmentation,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +67,9 @@ def tiny(tmp_path_factory) -> dict[str, dict[str, Any]]:
     return {task: make(tmp_path_factory.mktemp(task)) for task, make in TINY.items()}
 
 
-def wait_for_a_step(run: Run) -> None:
-    until = time.monotonic() + 30
-    while run.history.step < 1 and run.state not in ("done", "failed") and time.monotonic() < until:
+def wait_until(run: Run, reached: Callable[[Run], bool]) -> None:
+    until = time.monotonic() + 60
+    while not reached(run) and run.state not in ("done", "failed") and time.monotonic() < until:
         time.sleep(0.002)
 
 
@@ -50,13 +80,13 @@ def test_every_task_runs_by_every_strategy_to_every_end(tiny, tmp_path, task, st
     own = tiny[task]
     recipe = Recipe(
         task=task, data=own["data"], model=own["model"], strategy=STRATEGIES[strategy], lr=1e-3, num_epochs=3,
-        batch_size=8, device="cpu",
+        batch_size=8, device="cpu", **({"image_size": own["image_size"]} if "image_size" in own else {}),
     )  # fmt: skip
     run = Run(recipe, tmp_path / "run").start()
-    wait_for_a_step(run)
+    wait_until(run, lambda run: run.history.step >= 1)
     if ending == "paused":
         run.pause()
-        time.sleep(0.05)
+        wait_until(run, lambda run: run.state == "paused")
         run.set_lr(5e-4)
         run.resume()
     elif ending == "stopped":
@@ -70,7 +100,8 @@ def test_every_task_runs_by_every_strategy_to_every_end(tiny, tmp_path, task, st
     (answer,) = run.predict([own["ask"]])
     (again,) = load_task(run.folder / "model").predict([own["ask"]])
     assert str(again) == str(answer)
-    assert Recipe.load(run.folder) == recipe
+    if isinstance(own["data"], str):  # data in memory has no name that a file could keep
+        assert Recipe.load(run.folder) == recipe
     assert run.report().png()
     assert run.task.show_batch(2) is not None
     assert run.task.show_errors(2) is not None

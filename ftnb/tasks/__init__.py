@@ -44,6 +44,26 @@ TASKS: dict[str, TaskEntry] = {
         roles=("image", "label"),
         models=("builtin:vit-glyphs", "torchvision:resnet18", "microsoft/resnet-50", "google/vit-base-patch16-224"),
     ),
+    "object-detection": TaskEntry(
+        "ftnb.tasks.object_detection:ObjectDetection",
+        data="builtin:digit-scenes",
+        model="builtin:resnet-glyphs",
+        options=("box_format", "image_size", "augment"),
+        roles=("image", "boxes", "labels"),
+        models=(
+            "torchvision:fcos_resnet50_fpn",
+            "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
+            "facebook/detr-resnet-50",
+        ),
+    ),
+    "image-segmentation": TaskEntry(
+        "ftnb.tasks.image_segmentation:ImageSegmentation",
+        data="builtin:digit-scenes",
+        model="builtin:resnet-glyphs",
+        options=("image_size", "augment"),
+        roles=("image", "mask"),
+        models=("torchvision:lraspp_mobilenet_v3_large", "nvidia/mit-b0"),
+    ),
 }
 
 
