@@ -20,8 +20,10 @@ from ftnb.widgets.chart import LiveChart
 from ftnb.widgets.controls import button, heed_the_page, line, log_slider, row, say, say_code, set_log, stack, styles
 from ftnb.widgets.form import RecipeForm
 from ftnb.widgets.svg import format_number
+from ftnb.widgets.tryout import Tryout
 
 __all__ = [
+    "WITH_MODEL",
     "near",
     "start_line",
     "end_line",
@@ -33,6 +35,9 @@ __all__ = [
     "Panel",
     "panel",
 ]
+
+
+WITH_MODEL = ("done", "stopped")  # the ends after which there is a model to ask
 
 
 def near(path: Path) -> str:
@@ -62,9 +67,10 @@ def end_line(run: Run) -> str:
 
 def status_line(run: Run | None) -> str:
     """The state of a run as a sentence."""
-    if run is None or run.state == "idle":
+    state = run.state if run is not None else "idle"  # read once: another thread may change it meanwhile
+    if run is None or state == "idle":
         return "Ready."
-    if run.state in ("done", "stopped"):
+    if state in WITH_MODEL:
         return end_line(run)
     return {
         "preparing": "Loading and checking data and model …",
@@ -74,7 +80,7 @@ def status_line(run: Run | None) -> str:
         "failed": f"Failed. What there is lies in {near(run.folder)}; panel.run.traceback says where it happened."
         if run.history.started
         else "Nothing was started.",
-    }[run.state]
+    }[state]
 
 
 def in_plain_words(error: str) -> str:
@@ -128,9 +134,10 @@ class Panel:
         self.lr = log_slider("lr", "live rate", text, (recipe or Recipe()).lr, label_width="60px")
         self.chart = LiveChart(on_poll=self.refresh)
         self.form = RecipeForm(recipe or Recipe(), self._edited)
+        self.tryout = Tryout(self._try)
         controls = row(*self.buttons.values(), self.lr, classes=["ftnb-buttons"])
         lines = (self.here, self.code, controls, self.status, self.error, self.chart.fallback)
-        self.widget = stack(styles(), self.form.widget, *lines, classes=["ftnb-panel"])
+        self.widget = stack(styles(), self.form.widget, *lines, self.tryout.widget, classes=["ftnb-panel"])
         heed_the_page(self.widget)
         self._connect()
         self._edited()
@@ -172,6 +179,7 @@ class Panel:
             held = self._holding or state == "paused"
             _set(self.buttons["pause"], description="Resume" if held else "Pause", icon="play" if held else "pause")
             self.form.enable(state in (*ENDED, "idle"))
+            self.tryout.offer(run if state in WITH_MODEL else None)
             if run is not None:
                 self._show_news(run)
             say(self.status, f"{status_line(run)} {self._asked}".strip())

@@ -263,7 +263,8 @@ def misplaced(settings: Mapping[str, Any]) -> list[str]:
 def without_task(recipe: Recipe) -> dict[str, Any]:
     """A recipe's settings without what belongs to its task: its options, and built-in data, model and columns."""
     kept = {key: value for key, value in recipe.to_dict().items() if key not in OPTIONS}
-    own = [key for key in ("data", "model") if kept[key] == built_in(key, recipe.task)]
+    named = [key for key in ("data", "model") if isinstance(kept[key], str)]  # data in memory is the person's own
+    own = [key for key in named if kept[key] == built_in(key, recipe.task)]
     return {key: value for key, value in kept.items() if key not in (*own, *(["columns"] if "data" in own else []))}
 
 

@@ -29,7 +29,7 @@ from ftnb.detection_examples import BoxExamples, Drawn, box_sheet, stack_boxes
 from ftnb.detection_sources import load_detection_splits
 from ftnb.detectors import Detector, detector_labels, load_detector, loading_code, save_detector
 from ftnb.devices import to_device
-from ftnb.images import stored_image
+from ftnb.images import read_image, stored_image
 from ftnb.metrics import Metrics
 from ftnb.pretrained import ModelError
 from ftnb.step import Batch, Learner
@@ -598,6 +598,21 @@ class ObjectDetection:
         size = " × ".join(map(str, batch["pixel_values"].shape[2:]))
         caption = f"As the model sees them: {size} pixels, augmentation {self.augment!r}."
         return box_sheet(pictures, titles, drawn, caption)
+
+    def show_prediction(self, image: Any, *, min_score: float = 0.5) -> Picture:
+        """A picture with what the model finds in it.
+
+        Args:
+            image: a path, a PIL image, an array or encoded bytes.
+            min_score: the least score of a detection to be drawn.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        (found,) = self.predict([image], min_score=min_score)
+        drawn = [Drawn(list(of.box), f"{of.label} {of.score:.2f}", "#ffffff") for of in found]
+        told = f"{len(found) or 'nothing'} found, score from {min_score:g}."
+        return box_sheet([np.asarray(read_image(image))], [""], [drawn], told, columns=1)
 
     def errors(
         self, split: str = "valid", min_score: float = 0.5, *, same_place: float = SAME_PLACE

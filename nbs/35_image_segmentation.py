@@ -25,7 +25,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ftnb.data import Batches, Splits
 from ftnb.image_examples import picture_sheet
-from ftnb.images import stored_image
+from ftnb.images import read_image, stored_image
 from ftnb.masks import IGNORE_INDEX, ClassTable, Color
 from ftnb.metrics import Metrics
 from ftnb.pretrained import refuse_untrained, trained_labels
@@ -530,6 +530,21 @@ class ImageSegmentation:
         titles = ["photo"] * len(photos) + ["mask"] * len(photos)
         sheet = picture_sheet([*photos, *below], titles, caption, columns=len(photos))
         return add_legend(sheet, self.labels, masks, clear)
+
+    def show_prediction(self, image: Any) -> Picture:
+        """A photo, and what the model says about its pixels.
+
+        Args:
+            image: a path, a PIL image, an array or encoded bytes.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        (predicted,) = self.predict([image])
+        photo, clear = np.asarray(read_image(image)), self._clear()
+        below = overlay(photo, predicted.classes, len(self.labels), clear)
+        sheet = picture_sheet([photo, below], ["photo", "predicted"], str(predicted), columns=2, side=2.4)
+        return add_legend(sheet, self.labels, [predicted.classes], clear)
 
     def show_errors(self, n: int = 4, split: str = "valid") -> Picture:
         """The photos of a split with the lowest mean IoU: photo, truth, prediction, and which pixels are wrong.

@@ -3,7 +3,7 @@
 #
 # > Start, watch and steer a training by widgets that hold no logic: a click and a line of code do the same.
 #
-# At the end you can drive a fine-tuning from the page, change its learning rate while it trains, build a control of your own, and say why a button of a training may do nothing but ask. Runs in about 30 s on a CPU.
+# At the end you can drive a fine-tuning from the page, change its learning rate while it trains, look at its errors and try its model, build a control of your own, and say why a button of a training may do nothing but ask. Runs in about 30 s on a CPU.
 
 # %%
 #| default_exp panel
@@ -29,10 +29,12 @@ from ftnb.widgets.chart import LiveChart
 from ftnb.widgets.controls import button, heed_the_page, line, log_slider, row, say, say_code, set_log, stack, styles
 from ftnb.widgets.form import RecipeForm
 from ftnb.widgets.svg import format_number
+from ftnb.widgets.tryout import Tryout
 
 # %%
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+from IPython.display import HTML
 
 from ftnb.charts import History
 from ftnb.events import Changed, Stepped
@@ -71,6 +73,9 @@ assert stand_in.asked == [2e-4]
 
 # %%
 #| export
+WITH_MODEL = ("done", "stopped")  # the ends after which there is a model to ask
+
+
 def near(path: Path) -> str:
     """A path as short as it can be written: relative to the working directory where it lies below it."""
     with contextlib.suppress(ValueError):
@@ -98,9 +103,10 @@ def end_line(run: Run) -> str:
 
 def status_line(run: Run | None) -> str:
     """The state of a run as a sentence."""
-    if run is None or run.state == "idle":
+    state = run.state if run is not None else "idle"  # read once: another thread may change it meanwhile
+    if run is None or state == "idle":
         return "Ready."
-    if run.state in ("done", "stopped"):
+    if state in WITH_MODEL:
         return end_line(run)
     return {
         "preparing": "Loading and checking data and model …",
@@ -110,7 +116,7 @@ def status_line(run: Run | None) -> str:
         "failed": f"Failed. What there is lies in {near(run.folder)}; panel.run.traceback says where it happened."
         if run.history.started
         else "Nothing was started.",
-    }[run.state]
+    }[state]
 
 
 def in_plain_words(error: str) -> str:
@@ -135,7 +141,7 @@ status_line(None), device_line(Recipe())
 # %% [markdown]
 # ## The panel
 #
-# It owns a form (which shows a recipe), a row of controls (which ask a run), and a chart (which draws a history). Running its cell again must show the run that is there, so it looks for one under its `key` first. What it can do, a line of code can do, and it shows that line.
+# It owns a form (which shows a recipe), a row of controls (which ask a run), a chart (which draws a history), and what it offers when the run is over (the model's errors, and a try). Running its cell again must show the run that is there, so it looks for one under its `key` first. What it can do, a line of code can do, and it shows that line.
 
 # %%
 #| export
@@ -173,9 +179,10 @@ class Panel:
         self.lr = log_slider("lr", "live rate", text, (recipe or Recipe()).lr, label_width="60px")
         self.chart = LiveChart(on_poll=self.refresh)
         self.form = RecipeForm(recipe or Recipe(), self._edited)
+        self.tryout = Tryout(self._try)
         controls = row(*self.buttons.values(), self.lr, classes=["ftnb-buttons"])
         lines = (self.here, self.code, controls, self.status, self.error, self.chart.fallback)
-        self.widget = stack(styles(), self.form.widget, *lines, classes=["ftnb-panel"])
+        self.widget = stack(styles(), self.form.widget, *lines, self.tryout.widget, classes=["ftnb-panel"])
         heed_the_page(self.widget)
         self._connect()
         self._edited()
@@ -217,6 +224,7 @@ class Panel:
             held = self._holding or state == "paused"
             _set(self.buttons["pause"], description="Resume" if held else "Pause", icon="play" if held else "pause")
             self.form.enable(state in (*ENDED, "idle"))
+            self.tryout.offer(run if state in WITH_MODEL else None)
             if run is not None:
                 self._show_news(run)
             say(self.status, f"{status_line(run)} {self._asked}".strip())
@@ -320,6 +328,18 @@ page = Panel(Recipe(num_epochs=10), key="lesson 56")
 page
 
 # %% [markdown]
+# The form follows the task. Another task brings its own data and models to choose from, and its own settings in place of the old one's; what every task has (rate, epochs, seed) stays. Each of those widgets is made from the recipe's rule for the setting: its choices, its sentence of help.
+
+# %%
+page.form.fields["task"].value = "image-classification"
+page.recipe.code(), list(page.form.settings)
+
+# %%
+assert page.recipe == Recipe(task="image-classification", num_epochs=10)
+page.form.fields["task"].value = "text-classification"
+assert page.recipe == Recipe(num_epochs=10) and list(page.form.settings) == ["max_length"]
+
+# %% [markdown]
 # A script, a test, or a reader without a mouse starts it in code. A wrong setting would be an error right here, before any training.
 
 # %%
@@ -393,6 +413,32 @@ assert sum(event.what == "lr" for event in by_hand) == 10 and run.state == "done
 run.predict(["a perfect film . the story was wonderful .", "a horrible film . the story was boring ."])
 
 # %% [markdown]
+# The panel asks it in the same way. Since the run is over it shows a field for a text (for pictures, an upload) and a button for the errors; above each answer stands the line of code that gives it. Setting the field's value is what Enter does on the page.
+
+# %%
+page.refresh()  # the watcher would do it within a quarter of a second
+page.tryout.text.value = "the film was not bad at all ."
+HTML(page.tryout.code.value + page.tryout.value.value)
+
+# %%
+said = run.predict([page.tryout.text.value])[0]
+assert said.label in page.tryout.value.value and f"{said.score:.3f}" in page.tryout.value.value
+
+# %%
+page.tryout.errors.click()
+HTML(page.tryout.value.value)
+
+# %% [markdown]
+# What cannot be asked is said in the panel, as any mistake is; it raises nothing.
+
+# %%
+page.tryout.text.value = "   "
+page.error.value
+
+# %%
+assert "no text to try" in page.error.value
+
+# %% [markdown]
 # Running the panel's cell again shows this run, not a new one: a page that was reloaded finds its training.
 
 # %%
@@ -406,6 +452,8 @@ assert again.run is run and again.recipe == run.recipe and "Best accuracy" in ag
 # ## What reaches the page
 #
 # The browser *asks* for news once a second, and gets at most four snapshots a second while it does. A page that is closed asks for nothing and is sent nothing; a server that queued every message for it would fill its memory. Three more rungs stand below the live chart: HTML with a picture made in Python, where the chart's module cannot load; a PNG in the cell's output when the run is over, so that the saved notebook opens with a picture, on GitHub too; and a line of text in each of them.
+#
+# The other way has a limit of its own. A picture to try comes as one message, and a Jupyter server closes its connection on a message above 10 MB (tornado's `websocket_max_message_size`); neither the page nor the kernel is told. So the panel says the limit beside the button, and the line of code, which takes a path, has none.
 #
 # ## The story: the rate that was a hundred times too high
 #
@@ -494,6 +542,7 @@ for losses, stops in (([1.0, 0.9, 0.8], 0), ([1.0, 7.0, 8.0], 1), ([1.0, float("
 # ## Summary
 # - A control asks; the training alone acts, before its next micro-batch. So a click is safe at any moment and felt within a step.
 # - A watcher, not the training, brings widgets up to date; what nobody looks at is not sent.
-# - The panel shows the line of code that does the same, and its picture outlives the kernel.
+# - The form is made from the recipe's rules and the tasks' entries, so a new task needs no new form.
+# - The panel shows the line of code that does the same, for a start, for the errors and for a try; its picture outlives the kernel.
 #
-# **What next:** put your own table into the field *data*, or start the same run in a terminal with `ftnb run recipe.toml`. **Sources:** the documentation of ipywidgets (`FloatLogSlider`) and of anywidget; googlecolab/colabtools#3373 on messages from threads.
+# **What next:** put your own table into the field *data*; choose *image-classification* and try a photo; or start the same run in a terminal with `ftnb run recipe.toml`. **Sources:** the documentation of ipywidgets (`FloatLogSlider`) and of anywidget; googlecolab/colabtools#3373 on messages from threads.

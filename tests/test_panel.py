@@ -1,15 +1,25 @@
 """The panel without a browser: widgets fire their handlers when code sets them, and a fake run remembers."""
 
+import io
 import time
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from fake_run import FakeRun
+from PIL import Image
 
 from ftnb import panel as panel_module
 from ftnb.panel import Panel, device_line
 from ftnb.recipe import Recipe, RecipeError
+from ftnb.rules import Rule, is_named
 from ftnb.run import RunError
+from ftnb.tables import DataError
+from ftnb.tasks import TASKS
+from ftnb.tasks.display import TextTable
+from ftnb.widgets import form as form_module
 from ftnb.widgets.controls import log_slider
+from ftnb.widgets.figure import Picture
 
 
 @pytest.fixture
@@ -34,6 +44,14 @@ def until(condition, seconds=20.0):
 
 def slow(monkeypatch):
     monkeypatch.setattr(FakeRun, "num_steps", 100_000)
+
+
+def choose(panel, task):
+    panel.form.fields["task"].value = task
+
+
+def tip(widget):
+    return widget.tooltip if widget.has_trait("tooltip") else widget.description_tooltip
 
 
 def started(panel):
@@ -101,10 +119,131 @@ class TestForm:
     def test_every_control_has_a_tooltip_and_a_class(self, runs):
         panel = Panel()
         controls = [*panel.form.fields.values(), *panel.buttons.values(), panel.lr]
+        controls += [panel.tryout.errors, panel.tryout.text, panel.tryout.ask, panel.tryout.upload]
+        for task in TASKS:
+            choose(panel, task)
+            controls += panel.form.settings.values()
         for widget in controls:
-            text = widget.tooltip if widget.has_trait("tooltip") else widget.description_tooltip
-            assert text, widget
+            assert tip(widget), widget
             assert any(name.startswith("ftnb-") for name in widget._dom_classes), widget
+
+
+class TestTasks:
+    def test_another_task_brings_its_data_model_roles_and_settings(self, runs):
+        panel = Panel()
+        form = panel.form
+        assert set(form.settings) == {"max_length"}
+        choose(panel, "image-classification")
+        entry = TASKS["image-classification"]
+        assert panel.recipe == Recipe(task="image-classification")
+        assert "image-classification" in panel.code.value
+        assert (form.fields["data"].value, form.fields["model"].value) == (entry.data, entry.model)
+        assert list(form.fields["model"].options) == [entry.model, *entry.models]
+        assert list(form.fields["data"].options) == [entry.data]
+        assert form.fields["columns"].placeholder == "image=…, label=…"
+        assert "image=0, label=1" in tip(form.fields["columns"])
+        assert set(form.settings) == {"image_size", "augment", "batch_norm"}
+        assert form._made["max_length"] not in form._pairs.children
+        assert form.settings["augment"] in form._pairs.children
+        choose(panel, "text-classification")
+        assert panel.recipe == Recipe()
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_every_task_is_offered_with_what_its_entry_names(self, runs, task):
+        panel = Panel()
+        choose(panel, task)
+        assert panel.recipe == Recipe(task=task)
+        assert set(panel.form.settings) - {"batch_norm"} == set(TASKS[task].options)
+        assert ("batch_norm" in panel.form.settings) == ("image" in TASKS[task].roles)
+
+    def test_the_settings_of_a_task_reach_the_recipe_and_come_back(self, runs):
+        panel = Panel()
+        panel.form.settings["max_length"].value = "64"
+        assert panel.recipe == Recipe(max_length=64)
+        choose(panel, "image-classification")
+        settings = panel.form.settings
+        settings["image_size"].value, settings["augment"].value, settings["batch_norm"].value = "32", "flip", "fixed"
+        recipe = Recipe(task="image-classification", image_size=32, augment="flip", batch_norm="fixed")
+        assert panel.recipe == recipe
+        assert Panel(recipe, key="another").recipe == recipe
+        settings["image_size"].value = ""
+        assert panel.recipe.image_size is None
+
+    def test_hidden_settings_do_not_leak(self, runs):
+        panel = Panel(Recipe(task="image-classification", image_size=32, augment="flip", batch_norm="fixed"))
+        choose(panel, "text-classification")
+        assert panel.recipe == Recipe()
+        panel.form._made["augment"].value = "strong"  # nobody sees this widget now
+        assert panel.recipe == Recipe()
+        choose(panel, "image-classification")
+        assert panel.recipe == Recipe(task="image-classification")
+
+    def test_what_all_tasks_have_stays_and_so_does_what_the_form_does_not_show(self, runs):
+        panel = Panel(Recipe(lr=1e-3, num_epochs=7, seed=3, patience=4, strategy="head"))
+        panel.form.fields["batch_size"].value = 8
+        choose(panel, "image-classification")
+        told = {"lr": 1e-3, "num_epochs": 7, "seed": 3, "patience": 4, "strategy": "head", "batch_size": 8}
+        assert panel.recipe == Recipe(task="image-classification", **told)
+
+    def test_data_and_model_of_your_own_stay_but_a_suggested_model_goes(self, runs):
+        panel = Panel(Recipe(data="mine", model="my-model"))
+        choose(panel, "image-classification")
+        assert panel.recipe == Recipe(task="image-classification", data="mine", model="my-model")
+        panel = Panel(Recipe(model=TASKS["text-classification"].models[0]))
+        choose(panel, "image-classification")
+        assert panel.recipe == Recipe(task="image-classification")
+
+    def test_data_in_memory_stays(self, runs):
+        table = pd.DataFrame({"image": ["a.png"], "label": ["x"]})
+        panel = Panel(Recipe(data=table))
+        choose(panel, "image-classification")
+        assert panel.recipe.data is table
+        assert not is_named(panel.recipe.data)
+
+    def test_a_field_that_cannot_be_is_said_and_the_task_waits(self, runs):
+        panel = Panel()
+        panel.form.settings["max_length"].value = "long"
+        assert "max_length must be a whole number" in panel.error.value
+        choose(panel, "image-classification")
+        assert panel.form.fields["task"].value == "text-classification"
+        assert "max_length must be a whole number" in panel.error.value
+        assert panel.form.settings["max_length"].value == "long"
+        panel.form.settings["max_length"].value = ""
+        choose(panel, "image-classification")
+        assert panel.error.value == ""
+        assert panel.recipe.task == "image-classification"
+
+    def test_a_running_run_locks_the_task_and_its_settings(self, runs, monkeypatch):
+        slow(monkeypatch)
+        panel = Panel(Recipe(task="image-classification"))
+        run = started(panel)
+        locked = [panel.form.fields["task"], *panel.form.settings.values()]
+        assert all(widget.disabled for widget in locked)
+        run.stop()
+        until(lambda: run.state == "stopped")
+        panel.refresh()
+        assert not any(widget.disabled for widget in locked)
+
+    def test_a_setting_that_is_shown_after_the_run_can_be_edited(self, runs, monkeypatch):
+        slow(monkeypatch)
+        panel = Panel()
+        run = started(panel)
+        panel.form.fill(Recipe(task="image-classification"))
+        panel.refresh()
+        assert panel.form.settings["augment"].disabled
+        run.stop()
+        until(lambda: run.state == "stopped")
+        panel.refresh()
+        choose(panel, "text-classification")
+        assert not panel.form.settings["max_length"].disabled
+
+    def test_an_optional_choice_can_be_left_to_the_task(self, runs, monkeypatch):
+        rule = Rule(kind="text", help="how boxes are meant", choices=("xyxy", "xywh"), optional=True)
+        monkeypatch.setattr(form_module, "rules", lambda: {"box_format": rule})
+        widget = form_module._setting("box_format")
+        assert widget.value is None
+        widget.value = "xywh"
+        assert "how boxes are meant" in tip(widget)
 
 
 class TestSlider:
@@ -236,3 +375,161 @@ class TestRuns:
         panel._try(lambda: (_ for _ in ()).throw(ValueError("<script>")))
         assert "<script>" not in panel.error.value
         assert "<img" not in panel.code.value
+
+
+def ended(recipe=None, **task):
+    """A panel whose fake run is over, with a task that has what is given."""
+    panel = Panel(recipe)
+    run = panel.start()
+    assert run.wait(20) == "done"
+    run.task = SimpleNamespace(**task)
+    panel.refresh()
+    return panel
+
+
+def hidden(widget):
+    return widget.layout.display == "none"
+
+
+def png(color="red"):
+    with io.BytesIO() as file:
+        Image.new("RGB", (8, 8), color).save(file, "PNG")
+        return file.getvalue()
+
+
+def upload(panel, name, content):
+    """As the browser does it, in the format of the ipywidgets that is installed."""
+    widget, about = panel.tryout.upload, {"name": name, "type": "image/png", "size": len(content)}
+    if widget.has_trait("data"):  # 7
+        widget.set_state({"metadata": [about], "data": [memoryview(content)], "_counter": widget._counter + 1})
+    else:
+        widget.set_state({"value": [{**about, "last_modified": 0, "content": memoryview(content)}]})
+
+
+IMAGES = Recipe(task="image-classification")
+
+
+class TestTryout:
+    def test_it_is_offered_after_the_end_and_taken_away_while_a_run_trains(self, runs, monkeypatch):
+        panel = Panel()
+        assert hidden(panel.tryout.widget)
+        slow(monkeypatch)
+        run = started(panel)
+        assert hidden(panel.tryout.widget)
+        assert all(w.disabled for w in (panel.tryout.errors, panel.tryout.ask, panel.tryout.upload))
+        run.stop()
+        until(lambda: not hidden(panel.tryout.widget))
+        assert not panel.tryout.errors.disabled
+        panel.tryout.text.value = "a film"
+        assert panel.tryout.value.value
+        started(panel)
+        assert hidden(panel.tryout.widget)
+        assert panel.tryout.errors.disabled
+        assert panel.tryout.value.value == ""  # it was the answer of another model
+
+    def test_it_is_not_offered_where_nothing_was_trained(self, runs, monkeypatch):
+        monkeypatch.setattr(FakeRun, "fail_with", RecipeError("no."))
+        panel = Panel()
+        panel.buttons["start"].click()
+        until(lambda: panel.run.state == "failed")
+        panel.refresh()
+        assert hidden(panel.tryout.widget)
+
+    @pytest.mark.parametrize(("recipe", "text"), [(Recipe(), True), (IMAGES, False)])
+    def test_a_field_for_texts_an_upload_for_pictures(self, runs, recipe, text):
+        tryout = ended(recipe).tryout
+        assert [hidden(w) for w in (tryout.text, tryout.ask, tryout.upload)] == [not text, not text, text]
+        assert not hidden(tryout.errors)
+
+    def test_errors_as_a_table_with_the_line_of_code(self, runs):
+        table = TextTable(("row", "text"), [("3", "<b>bold</b>")])
+        panel = ended(show_errors=lambda: table)
+        panel.tryout.errors.click()
+        assert "panel.run.task.show_errors()" in panel.tryout.code.value
+        assert "&lt;b&gt;bold" in panel.tryout.value.value
+        assert "<table" in panel.tryout.value.value
+
+    def test_errors_as_a_picture_with_its_caption_for_who_cannot_see_it(self, runs):
+        picture = Picture(figsize=(1, 1))
+        picture.suptitle("2 of 9 are wrong")
+        panel = ended(IMAGES, show_errors=lambda: picture)
+        panel.tryout.errors.click()
+        assert 'alt="2 of 9 are wrong"' in panel.tryout.value.value
+        assert "data:image/png;base64,iVBOR" in panel.tryout.value.value
+
+    def test_a_text_becomes_bars(self, runs, monkeypatch):
+        asked = []
+        scores = {f"class {i}": score for i, score in enumerate([0.5, 0.2, 0.1, 0.1, 0.05, 0.03, 0.02])}
+
+        def predict(run, texts):
+            asked.append(texts)
+            return [SimpleNamespace(label="class 0", score=0.5, scores=scores)]
+
+        monkeypatch.setattr(FakeRun, "predict", predict)
+        panel = ended()
+        panel.tryout.text.value = " it's fine "
+        assert "it&#x27;s fine" in panel.tryout.code.value
+        shown = panel.tryout.value.value
+        assert "class 0" in shown
+        assert "0.500" in shown
+        assert "class 5" not in shown
+        assert "and 2 more" in shown
+        panel.tryout.ask.click()  # leaving the field for the button must not ask twice
+        assert asked == [["it's fine"]]
+
+    @pytest.mark.parametrize("text", ["", "  "])
+    def test_an_empty_text_is_said(self, runs, text):
+        panel = ended()
+        panel.tryout.text.value = text
+        panel.tryout.ask.click()
+        assert "no text to try" in panel.error.value
+        panel.tryout.text.value = "a film"
+        assert panel.error.value == ""
+        assert "positive" in panel.tryout.value.value
+
+    def test_a_picture_is_read_predicted_and_forgotten(self, runs, monkeypatch):
+        asked = []
+        monkeypatch.setattr(FakeRun, "predict", lambda run, images: asked.extend(images) or ["seven"])
+        panel = ended(IMAGES)
+        for _ in range(2):  # the same file can be tried again
+            upload(panel, "<seven>.png", png())
+            assert not panel.tryout.upload.value
+        assert [image.getpixel((0, 0)) for image in asked] == [(255, 0, 0)] * 2
+        assert "seven" in panel.tryout.value.value
+        assert 'alt="&lt;seven&gt;.png"' in panel.tryout.value.value
+        assert "panel.run.predict" in panel.tryout.code.value
+
+    def test_a_task_that_draws_its_predictions_does(self, runs):
+        panel = ended(IMAGES, show_prediction=lambda image: Picture(figsize=(image.width / 8, 1)))
+        upload(panel, "street.png", png())
+        assert "panel.run.task.show_prediction" in panel.tryout.code.value
+        assert "data:image/png" in panel.tryout.value.value
+
+    @pytest.mark.parametrize("content", [b"", b"just words", png()[:40]])
+    def test_what_is_no_picture_is_said_by_its_name(self, runs, content):
+        panel = ended(IMAGES)
+        upload(panel, "notes.txt", content)
+        assert "notes.txt" in panel.error.value
+        assert panel.tryout.value.value == ""
+        assert not panel.tryout.upload.disabled
+        upload(panel, "seven.png", png())
+        assert panel.error.value == ""
+
+    def test_what_the_task_refuses_is_said_and_nothing_stays_locked(self, runs):
+        def refuse():
+            raise DataError("there is no split 'valid'.")
+
+        panel = ended(show_errors=refuse)
+        panel.tryout.errors.click()
+        assert "no split" in panel.error.value
+        assert not panel.tryout.errors.disabled
+        assert panel.tryout.value.value == ""
+
+    def test_several_things_found_in_one_picture_are_listed(self, runs, monkeypatch):
+        found = iter([[["cat <1>", "dog"]], [[]]])
+        monkeypatch.setattr(FakeRun, "predict", lambda run, images: next(found))
+        panel = ended(IMAGES)
+        upload(panel, "a.png", png())
+        assert "<div>cat &lt;1&gt;</div><div>dog</div>" in panel.tryout.value.value
+        upload(panel, "b.png", png("blue"))
+        assert "Nothing was found." in panel.tryout.value.value

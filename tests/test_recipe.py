@@ -210,6 +210,10 @@ def test_a_task_brings_its_own_data_and_model():
     assert moved == image.replace(lr=1e-3)
     own = Recipe(data="mine.csv", model="some/folder", columns={"text": "a"}).replace(task="image-classification")
     assert (own.data, own.model, own.columns) == ("mine.csv", "some/folder", {"text": "a"})
+    import pandas as pd
+
+    frame = pd.DataFrame({"text": ["a"], "label": ["b"]})
+    assert Recipe(data=frame).replace(task="image-classification").data is frame
 
 
 def test_a_setting_of_another_task_is_refused():

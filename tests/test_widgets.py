@@ -4,14 +4,16 @@ import base64
 from importlib import resources
 from types import SimpleNamespace
 
+import ipywidgets as widgets
 import pytest
 
 from ftnb.charts import History
 from ftnb.events import Finished, Started, Stepped
 from ftnb.widgets import chart as chart_module
 from ftnb.widgets.chart import READY_WITHIN, WATCHED_FOR, ChartView, LiveChart
-from ftnb.widgets.controls import heed_the_page
+from ftnb.widgets.controls import heed_the_page, hint
 from ftnb.widgets.svg import unpack
+from ftnb.widgets.tryout import bars_html, forget_upload, uploaded, value_html
 
 
 class Clock:
@@ -203,3 +205,58 @@ def test_a_page_is_heard_in_the_subshell_it_asks_for_after_a_reload():
     heed_the_page(tree)
     assert inner.comm._reply_subshell_for({}, "the new page's") == "the new page's"
     assert tree.comm._reply_subshell_for({}, None) is None
+
+
+def test_a_tooltip_can_change_and_the_label_stays_one():
+    field = hint(hint(widgets.Text(description="columns"), "first"), "second > first")
+    assert field.description.count("columns") == 1
+    assert "first" not in field.description.replace("second &gt; first", "")
+    if field.has_trait("description_allow_html"):
+        assert field.description == '<span title="second &gt; first">columns</span>'
+
+
+class OldUpload:
+    """The part of ipywidgets 7's FileUpload that its users see: setting the counter makes the value."""
+
+    def __init__(self, **files):
+        self.metadata = [{"name": name, "size": len(content)} for name, content in files.items()]
+        self.data, self._counter = list(files.values()), len(files)
+
+    def has_trait(self, name):
+        return name in ("data", "metadata", "_counter")
+
+    @property
+    def value(self):
+        pairs = zip(self.metadata, self.data, strict=True)
+        return {file["name"]: {"metadata": file, "content": content} for file, content in pairs}
+
+
+class NewUpload:
+    """The part of ipywidgets 8's FileUpload that its users see."""
+
+    def __init__(self, **files):
+        self.value = tuple({"name": name, "content": memoryview(content)} for name, content in files.items())
+
+    def has_trait(self, name):
+        return name == "value"
+
+
+@pytest.mark.parametrize("kind", [OldUpload, NewUpload])
+def test_both_formats_of_an_upload_are_read_and_emptied(kind):
+    assert uploaded(kind()) is None
+    made = kind(first=b"1", second=b"22")
+    assert uploaded(made) == ("second", b"22")
+    forget_upload(made)
+    assert uploaded(made) is None
+
+
+def test_bars_are_ranked_and_escaped():
+    html = bars_html({"<i>": 0.25, "cat": 0.75})
+    assert html.index("cat") < html.index("&lt;i&gt;")
+    assert "width:75.0%" in html
+    assert "more" not in html
+    assert "<i>" not in html
+
+
+def test_a_value_that_is_only_text_is_escaped():
+    assert value_html("<script>") == "<div>&lt;script&gt;</div>"

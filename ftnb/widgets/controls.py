@@ -1,5 +1,6 @@
 """Buttons and lines of the panel: core widgets with a class each, which are also the hooks of the tests."""
 
+import re
 from collections.abc import Iterable
 from html import escape
 from importlib import resources
@@ -9,8 +10,17 @@ import ipywidgets as widgets
 
 
 def hint(widget: Any, text: str) -> Any:
-    """Give a widget a tooltip; ipywidgets 7 calls it `description_tooltip` on everything but buttons."""
+    """Give a widget a tooltip; calling it again gives another one.
+
+    ipywidgets 7 calls it `description_tooltip` on everything but buttons. ipywidgets 8 shows none on a labelled text
+    or choice, so there the label brings it along as HTML.
+    """
     setattr(widget, "tooltip" if widget.has_trait("tooltip") else "description_tooltip", text)
+    labelled = isinstance(widget, widgets.Dropdown | widgets.Text) and widget.description
+    if labelled and widget.has_trait("description_allow_html"):
+        label = re.sub(r"</?span[^>]*>", "", widget.description)
+        widget.description_allow_html = True
+        widget.description = f'<span title="{escape(text)}">{label}</span>'
     return widget
 
 
@@ -76,6 +86,19 @@ def stack(*children: Any, classes: Iterable[str] = ()) -> widgets.VBox:
 def row(*children: Any, classes: Iterable[str] = ()) -> widgets.HBox:
     """Side by side."""
     return named(widgets.HBox(list(children)), *classes)
+
+
+def pairs(*children: Any, classes: Iterable[str] = ()) -> widgets.GridBox:
+    """Two beside each other in a line, as many lines as it takes."""
+    layout = widgets.Layout(grid_template_columns="repeat(2, minmax(0, 1fr))", grid_gap="0 10px", overflow="visible")
+    return named(widgets.GridBox(list(children), layout=layout), *classes)
+
+
+def show(widget: Any, on: bool) -> None:
+    """Let a widget take its place on the page, or none."""
+    display = None if on else "none"
+    if widget.layout.display != display:
+        widget.layout.display = display
 
 
 def styles() -> widgets.HTML:

@@ -1,29 +1,44 @@
 """A form for a recipe: every field is a core widget whose tooltip is the recipe's own rule, in words."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ipywidgets as widgets
 
-from ftnb.recipe import Recipe, rules
-from ftnb.rules import is_named
+from ftnb.recipe import FIELDS, Recipe, rules
+from ftnb.rules import RecipeError, is_named
 from ftnb.strategies import STRATEGIES
-from ftnb.widgets.controls import heed_the_page, hint, log_slider, named, row, set_log, stack
+from ftnb.tasks import TASKS
+from ftnb.widgets.controls import heed_the_page, hint, log_slider, named, pairs, row, set_log, stack
 
 # Labels are as wide as the longest in their column, so that two columns fit into 680 pixels.
-LABEL, RIGHT, SECOND = "64px", "100px", "78px"
+LABEL, RIGHT, SECOND = "64px", "84px", "74px"
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-EXAMPLES = {
-    "data": ["builtin:reviews"],
-    "model": ["builtin:bert-reviews", "google-bert/bert-base-uncased", "distilbert/distilbert-base-uncased"],
-}
+
+
+def task_settings(task: str) -> tuple[str, ...]:
+    """The settings that the form shows for this task and not for all: its options and, for pictures, BatchNorm."""
+    entry = TASKS[task]
+    return (*entry.options, *(("batch_norm",) if "image" in entry.roles else ()))
 
 
 def _wide(kind: type[Any], label: str, label_width: str = LABEL, **traits: Any) -> Any:
     layout = widgets.Layout(width="auto")
     return kind(description=label, style={"description_width": label_width}, layout=layout, **traits)
+
+
+def _setting(key: str) -> Any:
+    """A widget for a setting of a task, made from its rule: a choice, or a text that reads as on a command line."""
+    rule, label = rules()[key], key.replace("_", " ")
+    if rule.choices:
+        choices = [*([("default", None)] if rule.optional else []), *((choice, choice) for choice in rule.choices)]
+        made = _wide(widgets.Dropdown, label, options=choices)
+    else:
+        made = _wide(widgets.Text, label, placeholder="default", continuous_update=False)
+    return named(hint(made, rule.help), f"ftnb-{key.replace('_', '-')}")
 
 
 class RecipeForm:
@@ -32,47 +47,86 @@ class RecipeForm:
     Args:
         recipe: what the form shows first.
         on_change: called after every edit.
+
+    Attributes:
+        base: the recipe last filled in; its task is the one that the form shows.
+        fields: the widgets that all tasks have, by setting.
+        settings: the widgets that the shown task has beside them, by setting.
     """
 
     def __init__(self, recipe: Recipe, on_change: Callable[[], object]) -> None:
         self.base = recipe
         self._changed, self._filling = on_change, False
         self.fields: dict[str, Any] = {
-            "data": _wide(widgets.Combobox, "data", options=EXAMPLES["data"], continuous_update=False),
-            "columns": _wide(widgets.Text, "columns", placeholder="text=…, label=…", continuous_update=False),
-            "model": _wide(widgets.Combobox, "model", options=EXAMPLES["model"], continuous_update=False),
+            "task": _wide(widgets.Dropdown, "task", options=list(TASKS)),
+            "data": _wide(widgets.Combobox, "data", continuous_update=False),
+            "columns": _wide(widgets.Text, "columns", continuous_update=False),
+            "model": _wide(widgets.Combobox, "model", continuous_update=False),
             "strategy": _wide(widgets.Dropdown, "strategy", options=list(STRATEGIES)),
             "lr": log_slider("recipe-lr", "learning rate", "", recipe.lr, RIGHT),
-            "num_epochs": _wide(widgets.BoundedIntText, "epochs", RIGHT, min=1, max=1000),
-            "batch_size": _wide(widgets.BoundedIntText, "batch size", SECOND, min=1, max=4096),
-            "seed": _wide(widgets.BoundedIntText, "seed", RIGHT, min=0, max=2**32 - 1),
-            "device": _wide(widgets.Dropdown, "device", RIGHT, options=list(DEVICES)),
-            "precision": _wide(widgets.Dropdown, "precision", SECOND, options=list(PRECISIONS)),
+            "num_epochs": _wide(widgets.BoundedIntText, "epochs", min=1, max=1000),
+            "batch_size": _wide(widgets.BoundedIntText, "batch size", min=1, max=4096),
+            "device": _wide(widgets.Dropdown, "device", options=list(DEVICES)),
+            "precision": _wide(widgets.Dropdown, "precision", options=list(PRECISIONS)),
+            "seed": _wide(widgets.BoundedIntText, "seed", min=0, max=2**32 - 1),
         }
+        self.settings: dict[str, Any] = {}
+        self._made: dict[str, Any] = {}  # every setting's widget that was ever shown
         self._knobs: dict[str, Any] = {}
-        self._knob_row = row(classes=["ftnb-pair", "ftnb-knobs"])
         known, fields = rules(), self.fields
-        more = {"columns": "which column holds what, if not text and label; places count from 0: text=0, label=1"}
         for key, widget in fields.items():
-            named(hint(widget, more.get(key, known[key].help)), f"ftnb-{key.replace('_', '-')}" if key != "lr" else "")
+            named(hint(widget, known[key].help), f"ftnb-{key.replace('_', '-')}" if key != "lr" else "")
             widget.observe(self._edited, "value")
-        left = stack(fields["data"], fields["columns"], fields["model"], fields["strategy"], self._knob_row)
-        right = stack(
-            fields["lr"],
-            row(fields["num_epochs"], fields["batch_size"], classes=["ftnb-pair"]),
-            fields["seed"],
-            row(fields["device"], fields["precision"], classes=["ftnb-pair"]),
-        )
+        self._knob_row = row(classes=["ftnb-pair", "ftnb-knobs"])
+        self._pairs = pairs(classes=["ftnb-settings"])
+        left = stack(*(fields[key] for key in ("task", "data", "columns", "model", "strategy")), self._knob_row)
+        right = stack(fields["lr"], self._pairs)
+        left.layout.flex, right.layout.flex = "1 1 290px", "1.3 1 340px"  # the right one holds two fields in a line
         self.widget = row(named(left, "ftnb-column"), named(right, "ftnb-column"), classes=["ftnb-form"])
         self.fill(recipe)
 
     def fill(self, recipe: Recipe) -> None:
         """Show a recipe, without calling it an edit."""
-        self.base, self._filling = recipe, True
-        try:
+        self.base = recipe
+        with self._quietly():
+            self._show_task(recipe)
             self._show(recipe)
+
+    @contextlib.contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Set widgets without calling it an edit."""
+        self._filling = True
+        try:
+            yield
         finally:
             self._filling = False
+
+    def _show_task(self, recipe: Recipe) -> None:
+        """The task, what it suggests, and the settings that it has of its own; those of other tasks go."""
+        entry, fields = TASKS[recipe.task], self.fields
+        fields["task"].value = recipe.task
+        fields["data"].options = [entry.data]
+        fields["model"].options = [entry.model, *entry.models]
+        fields["columns"].placeholder = ", ".join(f"{role}=…" for role in entry.roles)
+        places = ", ".join(f"{role}={place}" for place, role in enumerate(entry.roles))
+        text = f"which column holds what, if not {' and '.join(entry.roles)}; places count from 0: {places}"
+        hint(fields["columns"], text)
+        self.settings = {key: self._widget_for(key) for key in task_settings(recipe.task)}
+        for key, widget in self.settings.items():
+            value = getattr(recipe, key)
+            widget.value = ("" if value is None else str(value)) if isinstance(widget, widgets.Text) else value
+        shared = ("num_epochs", "batch_size", "device", "precision", "seed")
+        children = (*(fields[key] for key in shared), *self.settings.values())
+        for i, widget in enumerate(children):
+            widget.style.description_width = SECOND if i % 2 else RIGHT
+        self._pairs.children = children
+        heed_the_page(self._pairs)
+
+    def _widget_for(self, key: str) -> Any:
+        if key not in self._made:
+            self._made[key] = _setting(key)
+            self._made[key].observe(self._edited, "value")
+        return self._made[key]
 
     def _show(self, recipe: Recipe) -> None:
         fields, strategy = self.fields, recipe.strategy
@@ -108,9 +162,30 @@ class RecipeForm:
     def _edited(self, change: Any) -> None:
         if self._filling:
             return
-        if change["owner"] is self.fields["strategy"]:
+        if change["owner"] is self.fields["task"]:
+            self._switch(change["new"])
+        elif change["owner"] is self.fields["strategy"]:
             self._show_knobs({})
         self._changed()
+
+    def _switch(self, task: str) -> None:
+        """Show another task; while a field holds what cannot be, the task stays, and the panel says why."""
+        try:
+            self.fill(self._moved(task))
+        except RecipeError:
+            with self._quietly():
+                self.fields["task"].value = self.base.task
+
+    def _moved(self, task: str) -> Recipe:
+        """What the form says, for another task: what belonged to the old one only is dropped."""
+        recipe, old, new = self.recipe(), TASKS[self.base.task], TASKS[task]
+        changed = {key: FIELDS[key].default for key in task_settings(self.base.task) if key not in task_settings(task)}
+        if recipe.model in old.models:
+            changed["model"] = new.model
+        if not is_named(recipe.data):  # given in code, perhaps for this very task
+            changed["data"] = recipe.data
+            recipe = recipe.replace(data=new.data)  # a table has no plain == for `replace` to compare with
+        return recipe.replace(task=task, **changed)
 
     def recipe(self) -> Recipe:
         """The recipe that the form shows now.
@@ -118,19 +193,25 @@ class RecipeForm:
         Raises:
             RecipeError: naming the setting, if a field holds what cannot be.
         """
-        values = {key: widget.value for key, widget in self.fields.items()}
-        columns = [part.strip() for part in values.pop("columns").split(",") if part.strip()]
+        values = {key: widget.value for key, widget in self.fields.items() if key != "task"}  # that one is the base's
+        words = [f"columns.{part.strip()}" for part in values.pop("columns").split(",") if part.strip()]
         if not isinstance(self.base.data, str) and values["data"].startswith(f"({_kind(self.base.data)}"):
             values["data"] = self.base.data  # nobody typed over the note: it still means the object
         if self._knobs:
             knobs = {name: knob.value for name, knob in self._knobs.items()}
             values["strategy"] = {"name": values["strategy"], **knobs}
-        recipe = self.base.replace(**values, columns={})
-        return recipe.override(f"columns.{part}" for part in columns)
+        for key, widget in self.settings.items():
+            if not isinstance(widget, widgets.Text):
+                values[key] = widget.value
+            elif widget.value.strip():
+                words.append(f"{key}={widget.value}")
+            else:
+                values[key] = FIELDS[key].default
+        return self.base.replace(**values, columns={}).override(words)
 
     def enable(self, on: bool) -> None:
         """Let people edit, or not (while a run trains)."""
-        for widget in (*self.fields.values(), *self._knobs.values()):
+        for widget in (*self.fields.values(), *self._made.values(), *self._knobs.values()):
             if widget.disabled is on:
                 widget.disabled = not on
 
