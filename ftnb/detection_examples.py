@@ -103,7 +103,7 @@ def box_sheet(
         columns: pictures a row.
     """
     figure = picture_sheet(
-        pictures, titles, caption, columns=columns, draw=lambda axes, i: draw_boxes(axes, boxes[i]), side=1.9
+        pictures, titles, caption, columns=columns, draw=lambda axes, i: draw_boxes(axes, boxes[i]), side=1.6
     )
     if legend:
         lines = [

@@ -161,10 +161,12 @@ def suggest_lr(lrs: Sequence[float], smoothed: Sequence[float], noise: float) ->
         The suggestion (None if the loss never clearly fell) and the reason in words.
     """
     lowest = int(np.argmin(smoothed))
-    fall = max(smoothed[: lowest + 1]) - smoothed[lowest]
+    highest = max(smoothed[: lowest + 1])
+    fall = highest - smoothed[lowest]
     if lowest < 2 or fall <= 3 * noise:
         return None, f"the loss never clearly fell (by {fall:.2g}; noise {noise:.1g}): try more steps or another range"
-    steepest = int(np.argmin(np.gradient(smoothed, np.log10(lrs))[:lowest]))
+    start = max(i for i in range(lowest) if smoothed[i] >= highest - fall / 2)  # before, it only wavers
+    steepest = start + int(np.argmin(np.gradient(smoothed, np.log10(lrs))[start:lowest]))
     bound = lrs[lowest] / MARGIN
     if lrs[steepest] <= bound:
         return lrs[steepest], "where the smoothed loss falls fastest"

@@ -88,7 +88,7 @@ assert after > before + 0.15
 run.task.show_errors(4, split="test")
 
 # %%
-run.predict(["the food was delicious and the waiter kind", "a horrible , boring film"])
+run.predict(["the food was wonderful and the waiter was charming", "a horrible , boring film"])
 
 # %% [markdown]
 # ## Save
@@ -100,10 +100,10 @@ sorted(path.name for path in run.folder.iterdir())
 
 # %%
 classify = pipeline("text-classification", model=str(run.folder / "model"))
-classify("the food was delicious and the waiter kind")
+classify("the food was wonderful and the waiter was charming")
 
 # %%
-assert classify("the food was delicious and the waiter kind")[0]["label"] == run.predict(["the food was delicious and the waiter kind"])[0].label
+assert classify("the food was wonderful and the waiter was charming")[0]["label"] == run.predict(["the food was wonderful and the waiter was charming"])[0].label
 
 # %% [markdown]
 # ## The same without a panel
@@ -122,7 +122,7 @@ head_only.task.evaluate("test")["accuracy"]
 # %%
 def test_accuracy(seed: int, scratch: bool) -> float:
     task = TextClassification.prepare(recipe.data, recipe.model, seed=seed, scratch=scratch)
-    for _ in Training(task.learner(seed=seed), lr=recipe.lr, num_epochs=6, seed=seed):
+    for _ in Training(task.learner(seed=seed), lr=recipe.lr, num_epochs=4, seed=seed):
         pass
     return task.evaluate("test")["accuracy"]
 
@@ -137,7 +137,7 @@ for y, values in enumerate((random, pretrained)):
     ax.plot(values, [y] * len(seeds), "o", ms=9, alpha=0.7)
 ax.axvline(0.5, color="0.6", ls=":", lw=1)
 ax.set(yticks=[0, 1], yticklabels=["random weights", "pretrained weights"], ylim=(-0.6, 1.6), xlim=(0.4, 1))
-ax.set(xlabel="accuracy on words that were never labelled", title="Six epochs each, three seeds; dotted: guessing")
+ax.set(xlabel="accuracy on words that were never labelled", title="Four epochs each, three seeds; dotted: guessing")
 plt.show()
 
 # %%

@@ -212,7 +212,7 @@ assert (high - low) / 2 > 0.02 and 3.5 < examples_needed(0.85, 0.01) / examples_
 # %% [markdown]
 # ## The experiment: do the intervals keep their word?
 #
-# **Claim.** A 95 % interval from one small test set holds the true accuracy about 95 times in 100; the textbook interval does not, least of all for a good model on few examples. We need a model and very many test sets, so the model is a simple one: word counts from 128 labelled reviews. Its true accuracy is that on 8,000 fresh reviews, and each small test set is drawn from those. The claim would be refuted if the two curves lay on each other, or if Wilson's fell below 0.92 (counts are whole numbers, so no interval keeps its word exactly).
+# **Claim.** A 95 % interval from one small test set holds the true accuracy about 95 times in 100; the textbook interval does not, least of all for a good model on few examples. We need a model and very many test sets, so the model is a simple one: word counts from 128 labelled reviews. Its true accuracy is that on 4,000 fresh reviews, and each small test set is drawn from those. The claim would be refuted if the two curves lay on each other, or if Wilson's fell below 0.92 (counts are whole numbers, so no interval keeps its word exactly).
 
 # %%
 def fit_word_scores(reviews: list[dict]) -> dict[str, float]:
@@ -229,7 +229,7 @@ def is_right(scores: dict[str, float], review: dict) -> bool:
     return (total > 0) == (review["label"] == "positive")
 
 # %%
-def answers(difficulty: float, num_examples: int = 8000) -> np.ndarray:
+def answers(difficulty: float, num_examples: int = 4000) -> np.ndarray:
     scores = fit_word_scores(labelled_reviews("train", 128, seed=1, difficulty=difficulty))
     tests = labelled_reviews("test_seen", num_examples, seed=2, difficulty=difficulty)
     return np.array([is_right(scores, review) for review in tests])
@@ -272,10 +272,10 @@ assert min(min(covered[name, "Wilson"]) for name in right) > 0.92
 assert all(covered[name, "textbook"][0] < covered[name, "Wilson"][0] for name in right)
 
 # %% [markdown]
-# Where hardly anything is wrong, Wilson's interval fails too: a model with one error in a thousand or more usually shows none in 160 examples, and if it shows one, the interval already looks too low. On reviews without any difficulty:
+# Where hardly anything is wrong, Wilson's interval fails too: a model with one error in a thousand or more usually shows none in 160 examples, and if it shows one, the interval already looks too low. On reviews without any difficulty (8,000 of them, since errors are so rare):
 
 # %%
-nearly_solved = answers(0.0)
+nearly_solved = answers(0.0, num_examples=8000)
 nearly_solved.mean().item(), coverage(nearly_solved, 160, accuracy_interval)
 
 # %%

@@ -3,7 +3,7 @@
 #
 # > Warm-up and decay as one pure function, and a test that suggests the learning rate from your own data.
 #
-# At the end you can draw any schedule before using it, find a learning rate for a new model with one short sweep, and say what warm-up buys and when it is needed. Runs in about 40 s on a CPU.
+# At the end you can draw any schedule before using it, find a learning rate for a new model with one short sweep, and say what warm-up buys and when it is needed. Runs in about 35 s on a CPU.
 
 # %%
 #| default_exp schedule
@@ -191,7 +191,7 @@ assert not small.training and small[0].weight.grad is None
 #
 # Train for a hundred steps while the rate climbs from far too small to far too large, each step by the same factor, and write the loss down. On the left nothing happens, in the middle the loss falls, on the right it blows up. One short sweep shows the whole range of usable rates (Smith, 2017).
 #
-# Single batches are noisy, so the curve is smoothed, with a *centred* window: a running average would lag behind, and a lag towards larger rates is the wrong side to err on. The suggestion is the rate at which the smoothed loss falls fastest, and never more than a third of the rate at its minimum: at the minimum itself, falling and rising are already in balance, and a real run stays near its peak for much longer than the one step of the sweep. (The third was chosen on three models, a fine-tuned small one, a fine-tuned larger one and one from scratch, with other seeds than those below.)
+# Single batches are noisy, so the curve is smoothed, with a *centred* window: a running average would lag behind, and a lag towards larger rates is the wrong side to err on. The suggestion is the rate at which the smoothed loss falls fastest after it has passed half of its fall for good (before that it wavers with small batches, and a steep fall may be noise), and never more than a third of the rate at its minimum: at the minimum itself, falling and rising are already in balance, and a real run stays near its peak for much longer than the one step of the sweep. (The third was chosen on three models, a fine-tuned small one, a fine-tuned larger one and one from scratch, with other seeds than those below.)
 
 # %%
 #| export
@@ -223,10 +223,12 @@ def suggest_lr(lrs: Sequence[float], smoothed: Sequence[float], noise: float) ->
         The suggestion (None if the loss never clearly fell) and the reason in words.
     """
     lowest = int(np.argmin(smoothed))
-    fall = max(smoothed[: lowest + 1]) - smoothed[lowest]
+    highest = max(smoothed[: lowest + 1])
+    fall = highest - smoothed[lowest]
     if lowest < 2 or fall <= 3 * noise:
         return None, f"the loss never clearly fell (by {fall:.2g}; noise {noise:.1g}): try more steps or another range"
-    steepest = int(np.argmin(np.gradient(smoothed, np.log10(lrs))[:lowest]))
+    start = max(i for i in range(lowest) if smoothed[i] >= highest - fall / 2)  # before, it only wavers
+    steepest = start + int(np.argmin(np.gradient(smoothed, np.log10(lrs))[start:lowest]))
     bound = lrs[lowest] / MARGIN
     if lrs[steepest] <= bound:
         return lrs[steepest], "where the smoothed loss falls fastest"
@@ -419,7 +421,8 @@ def random_batches(data: dict[str, Tensor], seed: int, batch_size: int = 16) -> 
     return [{name: values[i] for name, values in data.items()} for i in order.split(batch_size)]
 
 def model_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Any]:
-    outputs = model(**batch)
+    longest = batch["attention_mask"].sum(1).max()  # no need to compute what is padding for all
+    outputs = model(batch["input_ids"][:, :longest], batch["attention_mask"][:, :longest], labels=batch["labels"])
     return outputs.loss, outputs
 
 # %%
@@ -438,10 +441,10 @@ assert all(tensor.equal(weights_before[name]) for name, tensor in classifier.sta
 # %% [markdown]
 # ## The experiment: one sweep against a grid
 #
-# **Claim.** Training at the suggested rate does about as well as at the best rate of a grid, for the price of one short sweep instead of a training at each rate. Two fresh seeds draw their own reviews, heads and batches; each trains for 32 steps at four rates, and at its own suggestion. Accuracy is measured on validation reviews. The claim would be refuted if the suggestion lay more than five points below the best rate of the grid.
+# **Claim.** Training at the suggested rate does about as well as at the best rate of a grid, for the price of one short sweep instead of a training at each rate. Three seeds draw their own reviews, heads and batches; each trains for 16 steps at three rates, and at its own suggestion. (Seed 0 is the one of the sweep above.) Accuracy is measured on validation reviews. The claim would be refuted if the suggestion lay more than five points below the best rate of the grid.
 
 # %%
-def fine_tune(seed: int, lr: float, num_steps: int = 32, warmup: float = 0.1) -> nn.Module:
+def fine_tune(seed: int, lr: float, num_steps: int = 16, warmup: float = 0.1) -> nn.Module:
     torch.manual_seed(seed)
     model, data = new_classifier(seed).train(), tensors(labelled_reviews("train", seed=seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
@@ -461,11 +464,12 @@ def accuracy(model: nn.Module) -> float:
     return (model(**valid).logits.argmax(-1) == valid["labels"]).float().mean().item()
 
 # %%
-seeds, grid = (11, 12), (1e-4, 3e-4, 1e-3, 3e-3)
-suggestions = [
-    lr_range_test(new_classifier(s), model_loss, random_batches(tensors(labelled_reviews("train", seed=s)), s)).suggestion
-    for s in seeds
-]
+def sweep(seed: int) -> float:
+    batches = random_batches(tensors(labelled_reviews("train", seed=seed)), seed)
+    return lr_range_test(new_classifier(seed), model_loss, batches).suggestion
+
+seeds, grid = (0, 11, 12), (1e-4, 5e-4, 2.5e-3)
+suggestions = [test.suggestion, sweep(11), sweep(12)]
 on_grid = torch.tensor([[accuracy(fine_tune(s, lr)) for lr in grid] for s in seeds])  # (seeds, rates)
 suggested = torch.tensor([accuracy(fine_tune(s, lr)) for s, lr in zip(seeds, suggestions, strict=True)])
 
@@ -517,7 +521,7 @@ X = (X.float() / 8 - 1).view(-1, 8, 8)
 def last_gradient(pre_ln: bool, num_layers: int, seed: int) -> float:
     torch.manual_seed(seed)
     model = RowReader(pre_ln, num_layers, d=64)
-    nn.functional.cross_entropy(model(X[:128]), y[:128]).backward()
+    nn.functional.cross_entropy(model(X[:64]), y[:64]).backward()
     return model.encoder.layers[-1].linear2.weight.grad.norm().item()
 
 depths = (2, 4, 8, 16)

@@ -45,7 +45,6 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from ftnb.builtin.digits import digit_images
-from ftnb.strategies import strategy_from
 from ftnb.train import Training
 
 # %% [markdown]

@@ -692,7 +692,7 @@ def _truth(examples: BoxExamples, i: int) -> dict[str, Tensor]:
 
 # %%
 task = ObjectDetection.prepare("builtin:digit-scenes", "builtin:resnet-glyphs", augment="shift")
-task.show_batch(4)
+task.show_batch(3)
 
 # %%
 sizes = [sum(p.numel() for name, p in task.model.named_parameters() if name.startswith("backbone.body.") == body) for body in (True, False)]
@@ -715,7 +715,7 @@ assert measured["map_50"] > 0.2
 # The pictures with most errors, on which each detection is drawn by its kind:
 
 # %%
-task.show_errors(4)
+task.show_errors(3)
 
 # %%
 [(d.label, round(d.score, 2), [round(x) for x in d.box]) for d in task.predict([task.splits.test[0]["image"]], min_score=0.4)[0]]
@@ -798,7 +798,7 @@ praised, really = mistaken.evaluate("valid"), mistaken.evaluate("test")
 {"validation, mistaken alike": praised["map_50"], "true boxes": really["map_50"]}
 
 # %%
-mistaken.show_errors(4, "test", min_score=0.4)
+mistaken.show_errors(3, "test", min_score=0.4)
 
 # %% [markdown]
 # The digits are found, half their size away from where they are. Only looking shows it: `show_batch` before the training, and `show_errors` after it.

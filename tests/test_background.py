@@ -91,7 +91,8 @@ def test_a_pause_in_the_middle_of_a_step_and_of_an_evaluation_changes_nothing(tm
         return loss(model, batch)
 
     held.loss = watched
-    background = make(tmp_path / "b", held, accumulation=2).start()
+    background = make(tmp_path / "b", held, accumulation=2)
+    background.start()  # not in the line above: the thread may ask for a pause before that line has given it its name
     pauses = 0
     while background.state not in ENDED:
         if background.state == "paused":
@@ -100,6 +101,8 @@ def test_a_pause_in_the_middle_of_a_step_and_of_an_evaluation_changes_nothing(tm
             time.sleep(0.01)
             assert torch.equal(before, weights(held.model)), "paused means at rest"
             background.resume()
+            while len(changes(background)) < 2 * pauses:  # the state is "paused" until the thread wakes
+                time.sleep(0.001)
         time.sleep(0.001)
     assert finish(background) == "done"
     assert pauses >= 6
@@ -253,7 +256,8 @@ def test_a_loss_that_is_no_number_fails_after_a_warning_with_the_last_good_weigh
         return (value * float("nan") if model.training and background.record.step >= 8 else value), outputs
 
     learner.loss = nan_from_step_eight
-    background = make(tmp_path, learner, num_epochs=10).start()
+    background = make(tmp_path, learner, num_epochs=10)
+    background.start()  # the loss needs the name
     assert finish(background) == "failed"
     assert "TrainingError" in background.error
     assert torch.isfinite(saved(tmp_path, LAST)).all()

@@ -224,6 +224,13 @@ def test_suggestion_lies_below_the_minimum_and_none_without_a_fall():
     assert nothing.plot().axes
 
 
+def test_a_dent_in_the_plateau_is_no_suggestion():
+    lrs = np.geomspace(1e-7, 1, 100).tolist()
+    valley = [1 - 0.8 * math.exp(-(((math.log10(lr) + 2) / 1.0) ** 2)) for lr in lrs]
+    dented = [1 - 0.2 if i == 1 else value for i, value in enumerate(valley)]  # steeper than the valley's own fall
+    assert suggest_lr(lrs, dented, noise=0.01) == suggest_lr(lrs, valley, noise=0.01)
+
+
 def test_smoothing_keeps_a_straight_line_and_does_not_lag():
     line = smooth([float(i) for i in range(50)], 3.0)
     assert line[25] == pytest.approx(25)
