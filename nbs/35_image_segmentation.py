@@ -638,7 +638,7 @@ def scenes_of(split: str, number: int, seed: int) -> list[dict]:
 
 data = {"train": scenes_of("train", 96, 0), "valid": scenes_of("valid", 24, 0), "test": scenes_of("test", 80, 0)}
 task = ImageSegmentation.prepare(data, "builtin:resnet-glyphs", classes=values, image_size=48)
-task.show_batch(6)
+task.show_batch(4)
 
 # %%
 task.warnings, len(task.vision.new_parameters), task.evaluate("valid")["mean_iou"]
@@ -673,7 +673,7 @@ assert after["mean_iou"] > constant + 0.25
 task.per_class("test")
 
 # %%
-task.show_errors(3, split="test")
+task.show_errors(2, split="test")
 
 # %% [markdown]
 # The saved folder is in transformers' layout. Its pipeline gives one picture for each class, at the photo's own size:

@@ -187,3 +187,28 @@ def test_a_lesson_that_fails_keeps_its_notebook(project: Project) -> None:
     assert "13_events.py failed" in failure
     assert "AssertionError: no" in failure
     assert lesson.with_suffix(".ipynb").read_text() == before
+
+
+def test_large_pictures_are_stored_with_fewer_colours_and_small_ones_as_they_are():
+    import base64
+    import io
+
+    import numpy as np
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+    from PIL import Image
+
+    def output(side: int):
+        noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        smooth = Image.fromarray(noise).resize((4 * side, 4 * side), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        smooth.save(buffer, "PNG")
+        return new_output("display_data", {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+
+    notebook = new_notebook(cells=[new_code_cell("x", outputs=[output(60), output(8)])])
+    large, small = (o.data["image/png"] for o in notebook.cells[0].outputs)
+    clean(notebook)
+    after = [o.data["image/png"] for o in notebook.cells[0].outputs]
+    assert len(after[0]) < 0.7 * len(large)
+    assert after[1] == small
+    images = [Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in (large, after[0])]
+    assert np.abs(np.subtract(*(np.asarray(image, dtype=int) for image in images))).mean() < 12

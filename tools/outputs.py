@@ -3,6 +3,8 @@
 `clean` brings a freshly executed notebook into that form; `check_outputs` says where a committed one is not in it.
 """
 
+import base64
+import io
 import re
 import tempfile
 from collections.abc import Iterable
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from nbformat import NotebookNode
+from PIL import Image
 
 from tools.derive import notebook_path, read_notebook
 from tools.lessons import ROOT, lessons
 
 MAX_BYTES = 300_000
+LARGE_PICTURE = 20_000  # characters of base64
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 ADDRESS = re.compile(r"\b0x[0-9a-f]{8,16}\b")
@@ -43,6 +47,7 @@ def clean(notebook: NotebookNode, root: Path = ROOT) -> None:
         for output in cell.outputs:
             output.pop("transient", None)
             _clean_texts(output, root)
+            _shrink_picture(output)
 
 
 def _is_progress_bar(model_id: str, state: dict[str, Any]) -> bool:
@@ -62,6 +67,19 @@ def _merge_streams(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
         else:
             merged.append(output)
     return merged
+
+
+def _shrink_picture(output: NotebookNode) -> None:
+    """Store a large picture with 256 colours of its own choice: noisy photographs become a third, the eye sees none."""
+    png = output.get("data", {}).get("image/png")
+    if not png or len(png) < LARGE_PICTURE:
+        return
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    buffer = io.BytesIO()
+    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(buffer, "PNG", optimize=True)
+    smaller = base64.b64encode(buffer.getvalue()).decode("ascii")
+    if len(smaller) < len(png):
+        output.data["image/png"] = smaller
 
 
 def _clean_texts(output: NotebookNode, root: Path) -> None:
