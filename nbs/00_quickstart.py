@@ -3,7 +3,7 @@
 #
 # > Fine-tune a pretrained model in one sitting: choose, start, steer, look, save.
 #
-# At the end you have fine-tuned a BERT on reviews, changed its learning rate while it trained, looked at what it gets wrong, and saved a model that other programs load. Runs in about 20 s on a CPU, without a network.
+# At the end you have fine-tuned a BERT on reviews, changed its learning rate while it trained, looked at what it gets wrong, and saved a model that other programs load. Runs in about 30 s on a CPU, without a network.
 
 # %%
 import tempfile

@@ -3,7 +3,7 @@
 #
 # > Start from what a model already knows, and a handful of labels is enough.
 #
-# At the end you can say what a pretrained model is, write the few lines that fine-tune one, and show with numbers what it gains over the same network started from random weights, and what it cannot gain. Runs in about 30 s on a CPU.
+# At the end you can say what a pretrained model is, write the few lines that fine-tune one, and show with numbers what it gains over the same network started from random weights, and what it cannot gain. Runs in about 40 s on a CPU.
 
 # %%
 from pathlib import Path

@@ -3,7 +3,7 @@
 #
 # > The loop everybody writes first: a pretrained BERT, a linear head, Adam, cross-entropy. Then what it leaves open, measured.
 #
-# At the end you can write the usual fine-tuning loop from memory, and name six things it does not say, with the size of each on data you can check. Runs in about 30 s on a CPU.
+# At the end you can write the usual fine-tuning loop from memory, and name six things it does not say, with the size of each on data you can check. Runs in about 35 s on a CPU.
 
 # %%
 import statistics

@@ -3,7 +3,7 @@
 #
 # > Warm-up and decay as one pure function, and a test that suggests the learning rate from your own data.
 #
-# At the end you can draw any schedule before using it, find a learning rate for a new model with one short sweep, and say what warm-up buys and when it is needed. Runs in about 35 s on a CPU.
+# At the end you can draw any schedule before using it, find a learning rate for a new model with one short sweep, and say what warm-up buys and when it is needed. Runs in about 40 s on a CPU.
 
 # %%
 #| default_exp schedule

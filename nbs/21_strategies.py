@@ -3,7 +3,7 @@
 #
 # > Which layers train, when, and at which rate: full, head, top-k, layer-wise decay, and head-then-full.
 #
-# At the end you can choose among five ways to fine-tune the same model, say what each keeps and changes, and write your own. Runs in about 35 s on a CPU.
+# At the end you can choose among five ways to fine-tune the same model, say what each keeps and changes, and write your own. Runs in about 40 s on a CPU.
 
 # %%
 #| default_exp strategies
