@@ -16,7 +16,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
 )
 
-from ftnb.pretrained import ModelError, find_model, quiet_transformers
+from ftnb.pretrained import (
+    NO_WEIGHTS,
+    ModelError,
+    find_model,
+    quiet_transformers,
+    read_checkpoint,
+    read_config,
+)
 from ftnb.pyramids import Stages, dense_detector, freeze_batch_norm, take_pictures_as_they_are
 from ftnb.torchvision_models import (
     PREFIX,
@@ -26,7 +33,6 @@ from ftnb.torchvision_models import (
     make_model,
     output_layer,
     parse_name,
-    read_config,
     read_weights,
     save_folder,
 )
@@ -37,7 +43,6 @@ TASK = "object-detection"
 DEFAULT_SIDE, SMALL_SIDE = 512, 64
 MIN_SCORE = 0.05  # fainter detections are dropped by the model itself
 
-RANDOM = "random weights: nothing is pretrained."
 NEW_CLASSES = "the checkpoint was made for other classes; what names them starts new."
 
 
@@ -213,7 +218,7 @@ def _finished(
         labels=list(labels),
         architecture=plan.get("architecture") or plan["config"]["model_type"],
         new_parameters=frozenset(names - (loaded or set())),
-        notices=[RANDOM] if loaded is None else list(notices),
+        notices=[NO_WEIGHTS] if loaded is None else list(notices),
         first_label=_first_label(plan),
         plan=plan,
     )
@@ -295,22 +300,14 @@ def _from_transformers(
         labels=[names[i] for i in range(len(names))],
         processor=processor,
         new_parameters=frozenset(new),
-        notices=[RANDOM] if scratch else [] if same else [NEW_CLASSES],
+        notices=[NO_WEIGHTS] if scratch else [] if same else [NEW_CLASSES],
     )
 
 
 def _pretrained(place: str, config: Any, same: bool) -> tuple[nn.Module, set[str]]:
     """The checkpoint's weights, boxes' regression included; only what depends on the classes starts new."""
-    model, info = AutoModelForObjectDetection.from_pretrained(
-        place,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    model, new, _ = read_checkpoint(place, AutoModelForObjectDetection, config)
     names = {name for name, _ in model.named_parameters()}
-    new = (set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}) & names
     if len(new) > len(names) / 2:
         raise ModelError(f"{len(new)} of {len(names)} tensors are not in the checkpoint, for example {min(new)}.")
     if not same:
@@ -345,18 +342,6 @@ def save_detector(detector: Detector, folder: str | Path) -> Path:
     }
     save_folder(folder, detector.model, config)
     return folder
-
-
-def detector_labels(folder: str | Path) -> list[str]:
-    """The classes of a saved detector, in the order of its outputs.
-
-    Raises:
-        ModelError: if the folder holds no model, or one that names no classes.
-    """
-    names = read_config(Path(folder).expanduser()).get("id2label") or {}
-    if not names:
-        raise ModelError(f"{folder} names no classes (id2label in config.json), so it is no trained detector.")
-    return [names[key] for key in sorted(names, key=int)]
 
 
 def loading_code(detector: Detector, folder: str | Path) -> str:

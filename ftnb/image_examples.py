@@ -1,13 +1,17 @@
 """Pictures of a split as examples for batches, and a sheet of pictures for people."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from matplotlib.axes import Axes
 
-from ftnb.images import read_image
+from ftnb.images import read_image, stored_image
+from ftnb.step import Batch, Learner
+from ftnb.tables import DataError
 from ftnb.transforms import ImageTransform
 from ftnb.widgets.figure import Picture, font_families
 
@@ -49,6 +53,25 @@ class ImageExamples:
     def __getitem__(self, i: int) -> dict[str, Any]:
         example: dict[str, Any] = self.transform(self.picture(i), train=self.train)
         return example if self.targets is None else {**example, "labels": self.targets[i]}
+
+
+def picture_rows(images: Sequence[Any]) -> Dataset:
+    """Pictures that a person passes to `predict` as rows with the columns "image" and "row" (counted from 1).
+
+    Raises:
+        DataError: if it is a single picture and no list, or holds something that is none.
+    """
+    if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Sequence):
+        raise DataError(f"predict takes a list of pictures; got {type(images).__name__}. For one: predict([it]).")
+    stored = [stored_image(image, None, f"picture {i}") for i, image in enumerate(images, start=1)]
+    return Dataset.from_dict({"image": stored, "row": list(range(1, len(images) + 1))})
+
+
+def first_batch(learner: Learner) -> Batch:
+    """The first training batch, augmented as a training's is; whoever looks at it changes no training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return next(iter(learner.train.epoch()))
 
 
 def picture_sheet(

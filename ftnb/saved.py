@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ftnb.pretrained import ModelError, find_model
+from ftnb.pretrained import ModelError, find_model, read_config
 from ftnb.tasks import TASKS, task_class
-from ftnb.torchvision_models import read_config
 
 # How transformers' names for models with a head end, by task.
 HEADS = {

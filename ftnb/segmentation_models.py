@@ -19,8 +19,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
-from ftnb.pretrained import ModelError, find_model, quiet_transformers
-from ftnb.segmentation_torchvision import NEW_HEAD, NO_WEIGHTS, from_saved, from_torchvision, resized
+from ftnb.pretrained import NO_WEIGHTS, ModelError, find_model, quiet_transformers, read_checkpoint
+from ftnb.segmentation_torchvision import NEW_HEAD, from_saved, from_torchvision, resized
 from ftnb.torchvision_models import PREFIX, is_saved_folder
 from ftnb.transforms import ImageTransform, transform_from_processor
 from ftnb.vision_models import VisionModel
@@ -106,16 +106,8 @@ def _with_own_decoder(
     if scratch:
         model: Any = AutoModelForSemanticSegmentation.from_config(config)
         return model, frozenset(name for name, _ in model.named_parameters()), [NO_WEIGHTS]
-    model, info = AutoModelForSemanticSegmentation.from_pretrained(
-        place,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    model, new, _ = read_checkpoint(place, AutoModelForSemanticSegmentation, config)
     parameters = {name for name, _ in model.named_parameters()}
-    new = (set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}) & parameters
     if len(new) > len(parameters) / 2:
         example = sorted(new)[0]
         raise ModelError(f"{len(new)} of {len(parameters)} tensors are not in the checkpoint, for example {example}.")

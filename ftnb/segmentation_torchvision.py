@@ -10,20 +10,18 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 from torchvision.models.segmentation import LRASPP
 
-from ftnb.pretrained import ModelError
+from ftnb.pretrained import NO_WEIGHTS, ModelError, read_config
 from ftnb.torchvision_models import (
     WEIGHTS,
     load_backbone,
     make_model,
     output_layer,
     parse_name,
-    read_config,
     read_weights,
 )
 from ftnb.transforms import ImageTransform
 from ftnb.vision_models import VisionModel, models_module
 
-NO_WEIGHTS = "random weights: nothing is pretrained."
 NEW_HEAD = "the checkpoint's output layer was made for other labels; it starts new."
 _STEM_SIDE = 128  # of the empty picture that shows the sizes of a backbone's maps
 

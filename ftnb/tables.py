@@ -68,6 +68,17 @@ class Splits:
         pairs = [("train", self.train), ("valid", self.valid), ("test", self.test)]
         return [(name, split) for name, split in pairs if split is not None]
 
+    def named(self, name: str) -> Dataset:
+        """The rows of one split.
+
+        Raises:
+            DataError: if there is no such split, or it has no rows.
+        """
+        known = {split: rows for split, rows in self.items() if len(rows)}
+        if name not in known:
+            raise DataError(f"there is no split {name!r}; there are {', '.join(map(repr, known)) or 'none'}.")
+        return known[name]
+
 
 def normalise_text(text: str) -> str:
     """A text's form for comparison: Unicode NFKC, case folded, white space collapsed."""

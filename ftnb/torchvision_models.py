@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 from torchvision import models
 
-from ftnb.pretrained import ModelError
+from ftnb.pretrained import ModelError, read_config
 
 PREFIX = "torchvision:"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -163,21 +163,6 @@ def load_backbone(model: nn.Module, state: Mapping[str, Tensor], head: frozenset
 def is_saved_folder(folder: Path) -> bool:
     """Whether a folder holds a torchvision model that `save_folder` wrote."""
     return folder.is_dir() and (folder / CONFIG).is_file() and read_config(folder).get("library_name") == "torchvision"
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's config.json.
-
-    Raises:
-        ModelError: if it is not there or no JSON object.
-    """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / CONFIG} cannot be read: {error}.") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / CONFIG} holds no settings.")
-    return config
 
 
 def save_folder(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_model
 from torch import nn
 
-from ftnb.pretrained import ModelError, load_pretrained, quiet_transformers
+from ftnb.pretrained import NO_WEIGHTS, ModelError, load_pretrained, quiet_transformers, read_config
 from ftnb.torchvision_models import (
     PREFIX,
     WEIGHTS,
@@ -18,7 +18,6 @@ from ftnb.torchvision_models import (
     make_model,
     output_layer,
     parse_name,
-    read_config,
     read_weights,
     replace_output,
     save_folder,
@@ -105,7 +104,7 @@ def _from_torchvision(
     name: str, labels: Sequence[str], scratch: bool, seed: int, image_size: int | None
 ) -> VisionModel:
     architecture, weights = parse_name(name)
-    if "." in str(models_module(architecture)):
+    if models_module(architecture):
         raise ModelError(f"torchvision's {architecture!r} is no image classifier; name one such as 'resnet18'.")
     state, record = ({}, None) if scratch else read_weights(architecture, weights)
     with torch.random.fork_rng(devices=[]):
@@ -113,7 +112,7 @@ def _from_torchvision(
         model = make_model(architecture)
         head = replace_output(model, output_layer(model, 1000), len(labels))
     if scratch:
-        new, notices = frozenset(n for n, _ in model.named_parameters()), ["random weights: nothing is pretrained."]
+        new, notices = frozenset(n for n, _ in model.named_parameters()), [NO_WEIGHTS]
     else:
         load_backbone(model, state, head, weights)
         new, notices = head, []

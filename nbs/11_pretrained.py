@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,12 +93,11 @@ class Pretrained:
 AUTO_CLASSES: dict[str, tuple[str, str]] = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
-    "object-detection": ("AutoModelForObjectDetection", "AutoImageProcessor"),
-    "image-segmentation": ("AutoModelForSemanticSegmentation", "AutoImageProcessor"),
 }
 BUILTIN_MODELS = ("bert-reviews", "resnet-glyphs", "vit-glyphs")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+NO_WEIGHTS = "random weights: nothing is pretrained."
 
 
 def find_model(name: str) -> tuple[str, str]:
@@ -279,7 +279,7 @@ def load_pretrained(
         if scratch:
             model = auto_class.from_config(config).eval()
             new = {parameter for parameter, _ in model.named_parameters()}
-            notices = ["random weights: nothing is pretrained."]
+            notices = [NO_WEIGHTS]
         else:
             model, new, notices = _load_weights(place, auto_class, config, same_labels)
         notices += _check_tokenizer(processor, model) if processor_class is transformers.AutoTokenizer else []
@@ -289,16 +289,7 @@ def load_pretrained(
 def _load_weights(
     place: str, auto_class: Any, config: PretrainedConfig, same_labels: bool
 ) -> tuple[PreTrainedModel, set[str], list[str]]:
-    model, info = auto_class.from_pretrained(
-        place,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    mismatched = {key[0] for key in info["mismatched_keys"]}
-    new = (info["missing_keys"] | mismatched) & {name for name, _ in model.named_parameters()}
+    model, new, mismatched = read_checkpoint(place, auto_class, config)
     notices = _check_backbone(model, new, mismatched)
     prefix = model.base_model_prefix + "."
     brought = {name for name, _ in model.named_parameters() if not name.startswith(prefix)} - new
@@ -308,15 +299,52 @@ def _load_weights(
     return model, new, notices
 
 
+def read_checkpoint(
+    place: str, auto_class: Any, config: PretrainedConfig
+) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """Load a checkpoint's tensors, in float32 and from safetensors only, into the model that a configuration makes.
+
+    Returns:
+        The model, the names of the parameters that no tensor filled, and the names of tensors of another shape.
+    """
+    model, info = auto_class.from_pretrained(
+        place,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    mismatched = {key[0] for key in info["mismatched_keys"]}
+    new = (set(info["missing_keys"]) | mismatched) & {name for name, _ in model.named_parameters()}
+    return model, new, mismatched
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's config.json.
+
+    Raises:
+        ModelError: if it is not there or no JSON object.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} cannot be read: {error}.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'config.json'} holds no settings.")
+    return config
+
+
 def trained_labels(folder: str | Path) -> list[str]:
-    """The classes of a saved model, in the order of its outputs.
+    """The classes of a saved model, whichever library made it, in the order of its outputs.
 
     Raises:
         ModelError: if there is no such model.
     """
-    place, _ = find_model(str(folder))
-    names: dict[int, str] = AutoConfig.from_pretrained(place).id2label
-    return [names[i] for i in sorted(names)]
+    place, source = find_model(str(folder))
+    names = read_config(Path(place)).get("id2label") if source != "hub" else None
+    names = names or AutoConfig.from_pretrained(place).id2label  # transformers leaves its default names out of the file
+    return [names[key] for key in sorted(names, key=int)]
 
 
 def refuse_untrained(folder: str | Path, new_parameters: frozenset[str]) -> None:

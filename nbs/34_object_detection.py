@@ -27,13 +27,13 @@ from ftnb.boxes import check_format
 from ftnb.data import Batches, Splits
 from ftnb.detection_examples import BoxExamples, Drawn, box_sheet, stack_boxes
 from ftnb.detection_sources import load_detection_splits
-from ftnb.detectors import Detector, detector_labels, load_detector, loading_code, save_detector
+from ftnb.detectors import Detector, load_detector, loading_code, save_detector
 from ftnb.devices import to_device
-from ftnb.images import read_image, stored_image
+from ftnb.image_examples import first_batch, picture_rows
+from ftnb.images import read_image
 from ftnb.metrics import Metrics
-from ftnb.pretrained import ModelError
+from ftnb.pretrained import refuse_untrained, trained_labels
 from ftnb.step import Batch, Learner
-from ftnb.tables import DataError
 from ftnb.tasks.text_classification import evaluating
 from ftnb.transforms import ImageTransform
 from ftnb.widgets.figure import Picture
@@ -46,6 +46,7 @@ from ftnb.average_precision import average_precision
 from ftnb.boxes import convert_boxes
 from ftnb.builtin.scenes import digit_scenes
 from ftnb.strategies import Head
+from ftnb.tables import DataError
 from ftnb.train import Training
 
 # %% [markdown]
@@ -456,10 +457,8 @@ class ObjectDetection:
         Raises:
             ModelError: if there is no such model, or its head was never trained.
         """
-        detector = load_detector(str(folder), detector_labels(folder))
-        if detector.new_parameters:
-            missing = min(detector.new_parameters)
-            raise ModelError(f"{folder} holds no trained detector ({missing} would be random). Fine-tune it first.")
+        detector = load_detector(str(folder), trained_labels(folder))
+        refuse_untrained(folder, detector.new_parameters)
         nothing = Dataset.from_dict({})
         return cls(detector, Splits(nothing, nothing))
 
@@ -501,7 +500,7 @@ class ObjectDetection:
         Raises:
             DataError: if there is no such split.
         """
-        return BoxExamples(self._split(split), self._transform(), self.labels, train=train)
+        return BoxExamples(self.splits.named(split), self._transform(), self.labels, train=train)
 
     def batches(self, split: str, batch_size: int, *, train: bool = False, **kinds: Any) -> Batches:
         """A split in batches; `kinds` are those of `ftnb.data.Batches`.
@@ -534,12 +533,9 @@ class ObjectDetection:
         Raises:
             DataError: if `images` is no list, or one of them cannot be read.
         """
-        if isinstance(images, str | bytes | Path) or not isinstance(images, Sequence):
-            raise DataError(f"predict takes a list of pictures; got {type(images).__name__}. For one: predict([it]).")
-        if len(images) == 0:
+        rows = picture_rows(images)
+        if len(rows) == 0:
             return []
-        stored = [stored_image(image, None, f"picture {i}") for i, image in enumerate(images, start=1)]
-        rows = Dataset.from_dict({"image": stored, "row": list(range(1, len(images) + 1))})
         examples = BoxExamples(rows, self._transform(), self.labels)
         found = self._detections(examples, min_score, batch_size)
         return [self._told(detected) for detected in found]
@@ -587,10 +583,7 @@ class ObjectDetection:
 
     def show_batch(self, n: int = 4) -> Picture:
         """The first pictures of the first training batch as the model sees them, augmentation and boxes included."""
-        learner = self.learner(batch_size=max(1, n))
-        with torch.random.fork_rng(devices=[]):  # augmentation draws; whoever looks must not change a training
-            torch.default_generator.manual_seed(0)
-            batch = next(iter(learner.train.epoch()))
+        batch = first_batch(self.learner(batch_size=max(1, n)))
         pictures = [self.detector.transform.shown(picture) for picture in batch["pixel_values"][:n]]
         pairs = [zip(t["boxes"].tolist(), t["labels"].tolist(), strict=True) for t in batch["targets"][:n]]
         drawn = [[Drawn(box, self.labels[label], "#ffffff") for box, label in of] for of in pairs]
@@ -673,12 +666,6 @@ class ObjectDetection:
 
     def _transform(self) -> ImageTransform:
         return replace(self.detector.transform, augment=self.augment)
-
-    def _split(self, name: str) -> Dataset:
-        known = dict(self.splits.items())
-        if name not in known:
-            raise DataError(f"there is no split {name!r}; there are {', '.join(map(repr, known))}.")
-        return known[name]
 
 
 def _truth(examples: BoxExamples, i: int) -> dict[str, Tensor]:

@@ -117,7 +117,11 @@ def test_files_that_are_no_recipes_and_folders_that_hold_no_runs(place, ftnb, tm
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_stops_the_run_and_keeps_the_model(place, ftnb, tmp_path, signal_number):
+def test_an_interrupt_stops_the_run_and_keeps_the_model(place, ftnb, tmp_path, request, signal_number):
+    if signal_number == signal.SIGINT:  # ignored where a shell started the tests in the background
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def interrupt():
         while not (live := list(RUNS.live.values())) or live[0].history.best is None:
             time.sleep(0.01)

@@ -259,7 +259,7 @@ def test_predictions_have_the_photos_own_size_and_do_not_depend_on_company(task)
     assert str(together[0]).endswith("%")
     assert task.predict([]) == []
     for wrong in ("photo.jpg", DATA["test"][0]["image"], Path("photo.jpg")):
-        with pytest.raises(DataError, match="list of photos"):
+        with pytest.raises(DataError, match="list of pictures"):
             task.predict(wrong)
     with pytest.raises(DataError, match="no picture"):
         task.predict(["nowhere.jpg"])

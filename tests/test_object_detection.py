@@ -484,7 +484,7 @@ class _Listed(nn.Module):
 
 
 def test_folders_that_hold_no_trained_detector(folder, tmp_path, task):
-    with pytest.raises(ModelError, match="no trained detector"):
+    with pytest.raises(ModelError, match="without a trained head"):
         ObjectDetection.from_saved(folder / "resnet")
     with pytest.raises(ModelError, match="config.json"):
         ObjectDetection.from_saved(tmp_path)

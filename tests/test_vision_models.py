@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassif
 
 from ftnb.images import read_image
 from ftnb.pretrained import ModelError
+from ftnb.saved import load_task
 from ftnb.torchvision_models import parse_name, read_state_file
 from ftnb.vision_models import load_image_classifier, loading_code, save_vision_model
 from tests.test_images import photo
@@ -81,6 +82,10 @@ def test_a_torchvision_model_is_saved_and_loads_again_without_us(squeezenet, tmp
     other = load_image_classifier(str(folder), ["a", "b"])
     assert other.new_parameters == {"classifier.1.weight", "classifier.1.bias"}
     assert any("made for other labels" in notice for notice in other.notices)
+
+    task = load_task(folder)  # as `ftnb predict` and `Run.open` do
+    assert (task.name, task.labels) == ("image-classification", LABELS)
+    assert task.predict([photo()])[0].label in LABELS
 
     picture = photo(90, 70)
     picture.save(tmp_path / "picture.png")

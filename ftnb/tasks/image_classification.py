@@ -2,7 +2,7 @@
 """What is in the picture? A pretrained eye, a new last layer, and a look at what it looks at."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,13 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision,
 from ftnb.checks import check_labels, label_order
 from ftnb.data import Batches, Splits
 from ftnb.devices import to_device
-from ftnb.image_examples import ImageExamples, picture_sheet
+from ftnb.image_examples import ImageExamples, first_batch, picture_rows, picture_sheet
 from ftnb.image_sources import load_image_splits
-from ftnb.images import stored_image
 from ftnb.metrics import Metrics, classification_metrics
 from ftnb.pretrained import refuse_untrained, trained_labels
 from ftnb.step import Batch, Learner
-from ftnb.tables import DataError
 from ftnb.tasks.display import TextTable
 from ftnb.tasks.text_classification import Prediction, evaluating
 from ftnb.transforms import ImageTransform
@@ -214,7 +212,7 @@ class ImageClassification:
         Raises:
             DataError: if there is no such split.
         """
-        rows = self._split(split)
+        rows = self.splits.named(split)
         ids = {label: i for i, label in enumerate(self.labels)}
         return ImageExamples(
             rows, self._transform(), train=train, targets=[ids[label] for label in rows["label"][:]]
@@ -242,12 +240,9 @@ class ImageClassification:
         Raises:
             DataError: if `images` is no list, or one of them cannot be read.
         """
-        if isinstance(images, str | bytes | Path) or not isinstance(images, Sequence):
-            raise DataError(f"predict takes a list of pictures; got {type(images).__name__}. For one: predict([it]).")
-        if len(images) == 0:
+        rows = picture_rows(images)
+        if len(rows) == 0:
             return []
-        stored = [stored_image(image, None, f"picture {i}") for i, image in enumerate(images, start=1)]
-        rows = Dataset.from_dict({"image": stored, "row": list(range(1, len(images) + 1))})
         return self._predictions(ImageExamples(rows, self._transform()), batch_size)
 
     def _predictions(self, examples: ImageExamples, batch_size: int = 32) -> list[Prediction]:
@@ -300,10 +295,7 @@ class ImageClassification:
 
     def show_batch(self, n: int = 6) -> Picture:
         """The first pictures of the first training batch as the model sees them, augmentation included."""
-        learner = self.learner(batch_size=max(1, n))
-        with torch.random.fork_rng(devices=[]):  # augmentation draws; whoever looks must not change a training
-            torch.default_generator.manual_seed(0)
-            batch = next(iter(learner.train.epoch()))
+        batch = first_batch(self.learner(batch_size=max(1, n)))
         pictures = [self.vision.transform.shown(picture) for picture in batch["pixel_values"][:n]]
         titles = [self.labels[label] for label in batch["labels"][:n].tolist()]
         size = " × ".join(map(str, batch["pixel_values"].shape[2:]))
@@ -342,11 +334,4 @@ class ImageClassification:
         return loading_code(self.vision, folder)
 
     def _transform(self) -> ImageTransform:
-        settings: dict[str, Any] = {**self.vision.transform.__dict__, "augment": self.augment}
-        return ImageTransform(**settings)
-
-    def _split(self, name: str) -> Dataset:
-        known = dict(self.splits.items())
-        if name not in known:
-            raise DataError(f"there is no split {name!r}; there are {', '.join(map(repr, known))}.")
-        return known[name]
+        return replace(self.vision.transform, augment=self.augment)

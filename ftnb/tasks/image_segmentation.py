@@ -15,8 +15,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ftnb.data import Batches, Splits
-from ftnb.image_examples import picture_sheet
-from ftnb.images import read_image, stored_image
+from ftnb.image_examples import first_batch, picture_rows, picture_sheet
+from ftnb.images import read_image
 from ftnb.masks import IGNORE_INDEX, ClassTable, Color
 from ftnb.metrics import Metrics
 from ftnb.pretrained import refuse_untrained, trained_labels
@@ -25,10 +25,8 @@ from ftnb.segmentation_examples import SegmentationExamples, add_legend, overlay
 from ftnb.segmentation_models import load_segmentation_model, start_from_shares
 from ftnb.segmentation_sources import Classes, load_segmentation_splits
 from ftnb.step import Batch, Learner
-from ftnb.tables import DataError
 from ftnb.tasks.display import TextTable
 from ftnb.tasks.text_classification import evaluating
-from ftnb.torchvision_models import is_saved_folder, read_config
 from ftnb.transforms import ImageTransform
 from ftnb.vision_models import VisionModel, save_vision_model
 from ftnb.widgets.figure import Picture
@@ -258,13 +256,7 @@ class ImageSegmentation:
         Raises:
             ModelError: if there is no such model, or its decoder was never trained.
         """
-        place = Path(folder).expanduser()
-        if is_saved_folder(place):
-            names = read_config(place)["id2label"]
-            labels = [names[str(i)] for i in range(len(names))]
-        else:
-            labels = trained_labels(folder)
-        vision = load_segmentation_model(str(folder), labels)
+        vision = load_segmentation_model(str(folder), trained_labels(folder))
         refuse_untrained(folder, vision.new_parameters)
         nothing = Dataset.from_dict({})
         return cls(vision, Splits(nothing, nothing))
@@ -303,7 +295,7 @@ class ImageSegmentation:
         Raises:
             DataError: if there is no such split.
         """
-        return SegmentationExamples(self._split(split), self._transform(), self.table, train=train)
+        return SegmentationExamples(self.splits.named(split), self._transform(), self.table, train=train)
 
     def batches(self, split: str, batch_size: int, *, train: bool = False, **kinds: Any) -> Batches:
         """A split in batches; `kinds` are those of `ftnb.data.Batches`.
@@ -331,12 +323,9 @@ class ImageSegmentation:
         Raises:
             DataError: if `images` is no list, or one of them cannot be read.
         """
-        if isinstance(images, str | bytes | Path) or not isinstance(images, Sequence):
-            raise DataError(f"predict takes a list of photos; got {type(images).__name__}. For one: predict([it]).")
-        if len(images) == 0:
+        rows = picture_rows(images)
+        if len(rows) == 0:
             return []
-        stored = [stored_image(image, None, f"photo {i}") for i, image in enumerate(images, start=1)]
-        rows = Dataset.from_dict({"image": stored, "row": list(range(1, len(images) + 1))})
         examples = SegmentationExamples(rows, self._transform())
         return [self._answer(logits) for logits in self._full_size_logits(examples, batch_size)]
 
@@ -376,10 +365,7 @@ class ImageSegmentation:
 
     def show_batch(self, n: int = 6) -> Picture:
         """The first photos of the first training batch as the model sees them, their masks over them."""
-        learner = self.learner(batch_size=max(1, n))
-        with torch.random.fork_rng(devices=[]):  # augmentation draws; whoever looks must not change a training
-            torch.default_generator.manual_seed(0)
-            batch = next(iter(learner.train.epoch()))
+        batch = first_batch(self.learner(batch_size=max(1, n)))
         masks = [mask.numpy().astype(np.uint8) for mask in batch["labels"][:n]]
         photos = [self.vision.transform.shown(photo) for photo in batch["pixel_values"][:n]]
         clear = self._clear()
@@ -475,9 +461,3 @@ class ImageSegmentation:
 
     def _transform(self) -> ImageTransform:
         return replace(self.vision.transform, augment=self.augment)
-
-    def _split(self, name: str) -> Dataset:
-        known = {split: rows for split, rows in self.splits.items() if len(rows)}
-        if name not in known:
-            raise DataError(f"there is no split {name!r}; there are {', '.join(map(repr, known)) or 'none'}.")
-        return known[name]
