@@ -21,9 +21,9 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ftnb.builtin.reviews import labelled_reviews
-from ftnb.images import image_digest, store_images
 from ftnb.sources import read_any
 from ftnb.tables import DataError, Splits, Table, clean_columns, has_header, normalise_text, select_columns
+from ftnb.vision.images import image_digest, store_images
 
 # %%
 import tempfile

@@ -333,7 +333,7 @@ assert mean["shift"] > mean["none"] and mean["shift"] > mean["flip"]
 # %%
 import io
 
-from ftnb.images import ImageNotes, read_image
+from ftnb.vision.images import ImageNotes, read_image
 
 buffer = io.BytesIO()
 exif = Image.Exif()

@@ -24,20 +24,20 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ftnb.data import Batches, Splits
-from ftnb.image_examples import first_batch, picture_rows, picture_sheet
-from ftnb.images import read_image
-from ftnb.masks import IGNORE_INDEX, ClassTable, Color
 from ftnb.metrics import Metrics
 from ftnb.pretrained import refuse_untrained, trained_labels
-from ftnb.segmentation_checks import median_side
-from ftnb.segmentation_examples import SegmentationExamples, add_legend, overlay, wrong_pixels
-from ftnb.segmentation_models import load_segmentation_model, start_from_shares
-from ftnb.segmentation_sources import Classes, load_segmentation_splits
+from ftnb.segmentation.checks import median_side
+from ftnb.segmentation.examples import SegmentationExamples, add_legend, overlay, wrong_pixels
+from ftnb.segmentation.masks import IGNORE_INDEX, ClassTable, Color
+from ftnb.segmentation.models import load_segmentation_model, start_from_shares
+from ftnb.segmentation.sources import Classes, load_segmentation_splits
 from ftnb.step import Batch, Learner
 from ftnb.tasks.display import TextTable
 from ftnb.tasks.text_classification import evaluating
 from ftnb.transforms import ImageTransform
-from ftnb.vision_models import VisionModel, save_vision_model
+from ftnb.vision.examples import first_batch, picture_rows, picture_sheet
+from ftnb.vision.images import read_image
+from ftnb.vision.models import VisionModel, save_vision_model
 from ftnb.widgets.figure import Picture
 
 # %%
@@ -349,8 +349,8 @@ class ImageSegmentation:
         """Load data and model and check both; whatever is wrong is raised here, before any training.
 
         Args:
-            data: a folder of photos and masks, or whatever else `segmentation_sources.read_segmentation` takes.
-            model: whatever `segmentation_models.load_segmentation_model` takes.
+            data: a folder of photos and masks, or whatever else `ftnb.segmentation.sources.read_segmentation` takes.
+            model: whatever `ftnb.segmentation.models.load_segmentation_model` takes.
             columns: role ("image", "mask") → column name, where the data is a table.
             classes: class name → value (or colour) in the masks, a list of names, or a file of them.
             ignore: values (or colours) of pixels that do not count.

@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ftnb.boxes import BOX_FORMATS, BoxNotes, check_boxes, convert_boxes, fits
-from ftnb.detection_sources import load_detection_splits, read_detection
+from ftnb.detection.boxes import BOX_FORMATS, BoxNotes, check_boxes, convert_boxes, fits
+from ftnb.detection.sources import load_detection_splits, read_detection
 from ftnb.tables import DataError
 
 SIZE = (80, 60)

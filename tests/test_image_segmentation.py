@@ -23,11 +23,10 @@ from transformers import (
     pipeline,
 )
 
-from ftnb.images import read_image
 from ftnb.layers import layer_groups, what_is_training
 from ftnb.pretrained import ModelError, quiet_transformers
-from ftnb.segmentation_examples import SegmentationExamples, class_colors, overlay, wrong_pixels
-from ftnb.segmentation_models import load_segmentation_model
+from ftnb.segmentation.examples import SegmentationExamples, class_colors, overlay, wrong_pixels
+from ftnb.segmentation.models import load_segmentation_model
 from ftnb.strategies import Full, Head
 from ftnb.tables import DataError
 from ftnb.tasks.image_segmentation import (
@@ -41,6 +40,7 @@ from ftnb.tasks.image_segmentation import (
     stack_pixels,
 )
 from ftnb.train import Training
+from ftnb.vision.images import read_image
 
 LABELS = ["ground", "red", "blue"]
 

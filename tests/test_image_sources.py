@@ -9,9 +9,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ftnb.image_sources import load_image_splits, read_images
-from ftnb.images import read_image
 from ftnb.tables import DataError
+from ftnb.vision.images import read_image
+from ftnb.vision.sources import load_image_splits, read_images
 
 
 def picture(seed: int) -> Image.Image:

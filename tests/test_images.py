@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ftnb import images
-from ftnb.images import ImageNotes, check_images, duplicates, image_digest, read_image, store_images, stored_image
 from ftnb.tables import DataError, Table
+from ftnb.vision import images
+from ftnb.vision.images import (
+    ImageNotes,
+    check_images,
+    duplicates,
+    image_digest,
+    read_image,
+    store_images,
+    stored_image,
+)
 
 
 def photo(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:

@@ -27,16 +27,16 @@ from transformers import (
     pipeline,
 )
 
-from ftnb.average_precision import BoxAveragePrecision, average_precision, detection_metrics, match_boxes
-from ftnb.detectors import load_detector
+from ftnb.detection.average_precision import BoxAveragePrecision, average_precision, detection_metrics, match_boxes
+from ftnb.detection.models import load_detector
 from ftnb.layers import layer_groups
 from ftnb.pretrained import ModelError
-from ftnb.pyramids import PyramidBackbone, Stages
 from ftnb.strategies import Head
 from ftnb.tables import DataError
 from ftnb.tasks.object_detection import ObjectDetection, detect, detection_loss, num_boxes, sort_errors
-from ftnb.torchvision_models import make_model
 from ftnb.train import Training
+from ftnb.vision.pyramids import PyramidBackbone, Stages
+from ftnb.vision.torchvision_models import make_model
 
 SIDE = 64
 COLORS = {"blue": (40, 60, 230), "red": (230, 50, 40)}

@@ -12,10 +12,10 @@ from datasets import Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 
-from ftnb.masks import ClassTable, load_mask, stored_mask
-from ftnb.segmentation_classes import read_class_file
-from ftnb.segmentation_coco import polygon_mask, rle_mask, scene_mask
-from ftnb.segmentation_sources import load_segmentation_splits, read_segmentation
+from ftnb.segmentation.classes import read_class_file
+from ftnb.segmentation.coco import polygon_mask, rle_mask, scene_mask
+from ftnb.segmentation.masks import ClassTable, load_mask, stored_mask
+from ftnb.segmentation.sources import load_segmentation_splits, read_segmentation
 from ftnb.tables import DataError
 
 SIZE = (12, 8)  # width, height

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torchvision import models
 from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from ftnb.images import read_image
 from ftnb.pretrained import ModelError
 from ftnb.saved import load_task
-from ftnb.torchvision_models import parse_name, read_state_file
-from ftnb.vision_models import load_image_classifier, loading_code, save_vision_model
+from ftnb.vision.images import read_image
+from ftnb.vision.models import load_image_classifier, loading_code, save_vision_model
+from ftnb.vision.torchvision_models import parse_name, read_state_file
 from tests.test_images import photo
 
 LABELS = ["cat", "dog", "owl"]

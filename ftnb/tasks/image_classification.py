@@ -16,15 +16,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision,
 from ftnb.checks import check_labels, label_order
 from ftnb.data import Batches, Splits
 from ftnb.devices import to_device
-from ftnb.image_examples import ImageExamples, first_batch, picture_rows, picture_sheet
-from ftnb.image_sources import load_image_splits
 from ftnb.metrics import Metrics, classification_metrics
 from ftnb.pretrained import refuse_untrained, trained_labels
 from ftnb.step import Batch, Learner
 from ftnb.tasks.display import TextTable
 from ftnb.tasks.text_classification import Prediction, evaluating
 from ftnb.transforms import ImageTransform
-from ftnb.vision_models import VisionModel, load_image_classifier, loading_code, save_vision_model
+from ftnb.vision.examples import ImageExamples, first_batch, picture_rows, picture_sheet
+from ftnb.vision.models import VisionModel, load_image_classifier, loading_code, save_vision_model
+from ftnb.vision.sources import load_image_splits
 from ftnb.widgets.figure import Picture
 
 __all__ = [
@@ -145,8 +145,8 @@ class ImageClassification:
 
         Args:
             data: a folder with one folder of pictures for each class, or whatever else
-                `ftnb.image_sources.load_image_splits` takes.
-            model: whatever `ftnb.vision_models.load_image_classifier` takes.
+                `ftnb.vision.sources.load_image_splits` takes.
+            model: whatever `ftnb.vision.models.load_image_classifier` takes.
             columns: role ("image", "label") → column name, or position in a file without a header line.
             image_size: side of the model's input in pixels; None is what the checkpoint was made for.
             augment: "none", "shift", "flip" or "strong".

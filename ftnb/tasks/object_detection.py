@@ -13,20 +13,20 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou, nms
 
-from ftnb.average_precision import Boxes, detection_metrics, match_boxes
-from ftnb.boxes import check_format
 from ftnb.data import Batches, Splits
-from ftnb.detection_examples import BoxExamples, Drawn, box_sheet, stack_boxes
-from ftnb.detection_sources import load_detection_splits
-from ftnb.detectors import Detector, load_detector, loading_code, save_detector
+from ftnb.detection.average_precision import Boxes, detection_metrics, match_boxes
+from ftnb.detection.boxes import check_format
+from ftnb.detection.examples import BoxExamples, Drawn, box_sheet, stack_boxes
+from ftnb.detection.models import Detector, load_detector, loading_code, save_detector
+from ftnb.detection.sources import load_detection_splits
 from ftnb.devices import to_device
-from ftnb.image_examples import first_batch, picture_rows
-from ftnb.images import read_image
 from ftnb.metrics import Metrics
 from ftnb.pretrained import refuse_untrained, trained_labels
 from ftnb.step import Batch, Learner
 from ftnb.tasks.text_classification import evaluating
 from ftnb.transforms import ImageTransform
+from ftnb.vision.examples import first_batch, picture_rows
+from ftnb.vision.images import read_image
 from ftnb.widgets.figure import Picture
 
 __all__ = [
@@ -249,9 +249,9 @@ class ObjectDetection:
         """Load data and model and check both; whatever is wrong is raised here, before any training.
 
         Args:
-            data: whatever `ftnb.detection_sources.read_detection` takes: a folder of COCO, Pascal VOC or YOLO
+            data: whatever `ftnb.detection.sources.read_detection` takes: a folder of COCO, Pascal VOC or YOLO
                 annotations, a COCO file, rows in memory, "builtin:digit-scenes".
-            model: whatever `ftnb.detectors.load_detector` takes.
+            model: whatever `ftnb.detection.models.load_detector` takes.
             columns: role ("image", "boxes", "labels") → column name, for tables and rows in memory.
             box_format: how the numbers of a box are meant, for example "xywh"; None is what the source's format says.
             image_size: side of the model's input in pixels, to which pictures are squeezed; None is the model's own.
@@ -341,7 +341,7 @@ class ObjectDetection:
         return Batches(self.examples(split, train), self.collate, batch_size, **kinds)
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Examples as one batch; see `ftnb.detection_examples.stack_boxes`."""
+        """Examples as one batch; see `ftnb.detection.examples.stack_boxes`."""
         return stack_boxes(examples)
 
     def metrics(self) -> Metrics:

@@ -9,10 +9,10 @@ from typing import Any
 import ipywidgets as widgets
 from PIL import Image
 
-from ftnb.images import read_image
 from ftnb.run import Run
 from ftnb.tables import DataError
 from ftnb.tasks import TASKS
+from ftnb.vision.images import read_image
 from ftnb.widgets.controls import button, hint, line, named, row, say, say_code, show, stack
 from ftnb.widgets.figure import Picture
 from ftnb.widgets.svg import PALETTE

@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ftnb import Recipe, finetune
-from ftnb.image_examples import ImageExamples
 from ftnb.tasks.image_classification import ImageClassification
+from ftnb.vision.examples import ImageExamples
 from tests.tiny_images import tiny_resnet
 
 pytestmark = pytest.mark.realdata

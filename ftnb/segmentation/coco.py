@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ftnb.images import stored_image
-from ftnb.masks import IGNORE_INDEX, MAX_CLASSES, stored_mask
-from ftnb.segmentation_folders import split_of
+from ftnb.segmentation.folders import split_of
+from ftnb.segmentation.masks import IGNORE_INDEX, MAX_CLASSES, stored_mask
 from ftnb.tables import DataError, listing
+from ftnb.vision.images import stored_image
 
 BACKGROUND = "background"
 

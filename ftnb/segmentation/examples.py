@@ -10,9 +10,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ftnb.image_examples import KEEP_BYTES, ImageExamples
-from ftnb.masks import IGNORE_INDEX, ClassTable, load_mask
+from ftnb.segmentation.masks import IGNORE_INDEX, ClassTable, load_mask
 from ftnb.transforms import ImageTransform
+from ftnb.vision.examples import KEEP_BYTES, ImageExamples
 from ftnb.widgets.figure import Picture, font_families
 
 _COLORS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#008080"]

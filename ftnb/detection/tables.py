@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from ftnb.detection_files import Annotated, Found
+from ftnb.detection.files import Annotated, Found
 from ftnb.sources import read_any
 from ftnb.tables import DataError, Table, has_header, listing
 

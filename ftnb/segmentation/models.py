@@ -20,10 +20,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
 from ftnb.pretrained import NO_WEIGHTS, ModelError, find_model, quiet_transformers, read_checkpoint
-from ftnb.segmentation_torchvision import NEW_HEAD, from_saved, from_torchvision, resized
-from ftnb.torchvision_models import PREFIX, is_saved_folder
+from ftnb.segmentation.torchvision_models import NEW_HEAD, from_saved, from_torchvision, resized
 from ftnb.transforms import ImageTransform, transform_from_processor
-from ftnb.vision_models import VisionModel
+from ftnb.vision.models import VisionModel
+from ftnb.vision.torchvision_models import PREFIX, is_saved_folder
 
 
 def load_segmentation_model(
@@ -38,9 +38,9 @@ def load_segmentation_model(
     """Load a model that gives every pixel one of the labels.
 
     Args:
-        name: "builtin:resnet-glyphs", "torchvision:NAME" (see `ftnb.torchvision_models`), a folder (transformers'
-            layout, or one that a task saved) or a Hub id. A transformers backbone without a decoder gets UPerNet's, a
-            torchvision classifier that of LR-ASPP; both start from random numbers.
+        name: "builtin:resnet-glyphs", "torchvision:NAME" (see `ftnb.vision.torchvision_models`), a folder
+            (transformers' layout, or one that a task saved) or a Hub id. A transformers backbone without a decoder gets
+            UPerNet's, a torchvision classifier that of LR-ASPP; both start from random numbers.
         labels: the classes; their order is that of the outputs unless the checkpoint has the same classes already.
         scratch: random weights in place of the pretrained ones.
         seed: of the new parameters' random numbers.

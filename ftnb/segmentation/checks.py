@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ftnb.images import image_name, read_image
-from ftnb.masks import IGNORE_INDEX, ClassTable, Color, describe, mask_values, open_mask
+from ftnb.segmentation.masks import IGNORE_INDEX, ClassTable, Color, describe, mask_values, open_mask
 from ftnb.tables import DataError, Splits, listing
+from ftnb.vision.images import image_name, read_image
 
 _FEW_VALUES = 40  # more values than this and no class names: not a mask of classes
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ftnb.boxes import BoxNotes, check_box_format, check_boxes
-from ftnb.detection_files import Annotated, Found
-from ftnb.images import read_image
+from ftnb.detection.boxes import BoxNotes, check_box_format, check_boxes
+from ftnb.detection.files import Annotated, Found
 from ftnb.tables import DataError, listing
+from ftnb.vision.images import read_image
 
 ORIENTATION = 0x0112  # the EXIF tag
 MAX_PROBLEMS = 5

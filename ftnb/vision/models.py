@@ -10,7 +10,8 @@ from safetensors.torch import load_model
 from torch import nn
 
 from ftnb.pretrained import NO_WEIGHTS, ModelError, load_pretrained, quiet_transformers, read_config
-from ftnb.torchvision_models import (
+from ftnb.transforms import ImageTransform, transform_from_processor
+from ftnb.vision.torchvision_models import (
     PREFIX,
     WEIGHTS,
     is_saved_folder,
@@ -22,7 +23,6 @@ from ftnb.torchvision_models import (
     replace_output,
     save_folder,
 )
-from ftnb.transforms import ImageTransform, transform_from_processor
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def load_image_classifier(
     """Load a model with a head for the labels.
 
     Args:
-        name: "builtin:resnet-glyphs", "builtin:vit-glyphs", "torchvision:NAME" (see `ftnb.torchvision_models`), a
-            folder (transformers' layout, or one that `save_vision_model` wrote) or a Hub id.
+        name: "builtin:resnet-glyphs", "builtin:vit-glyphs", "torchvision:NAME" (see `ftnb.vision.torchvision_models`),
+            a folder (transformers' layout, or one that `save_vision_model` wrote) or a Hub id.
         labels: the classes; their order is that of the outputs unless the checkpoint has the same classes already.
         scratch: random weights in place of the pretrained ones.
         seed: of the new parameters' random numbers.

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ftnb.images import IMAGE_SUFFIXES
 from ftnb.sources import SPLIT_NAMES
+from ftnb.vision.images import IMAGE_SUFFIXES
 
 IMAGE_FOLDERS = ("images", "jpegimages", "image", "imgs", "img")
 MAX_DEPTH = 5

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ftnb.masks import Color
+from ftnb.segmentation.masks import Color
 from ftnb.tables import DataError, listing
 
 _CLASS_FILES = re.compile(

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from matplotlib.axes import Axes
 
-from ftnb.images import read_image, stored_image
 from ftnb.step import Batch, Learner
 from ftnb.tables import DataError
 from ftnb.transforms import ImageTransform
+from ftnb.vision.images import read_image, stored_image
 from ftnb.widgets.figure import Picture, font_families
 
 KEEP_BYTES = 256 * 2**20  # decoded pictures that are kept in memory, so that the second epoch decodes nothing

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from ftnb.image_examples import ImageExamples, picture_sheet
 from ftnb.transforms import ImageTransform
+from ftnb.vision.examples import ImageExamples, picture_sheet
 from ftnb.widgets.figure import Picture, font_families
 
 

@@ -13,17 +13,17 @@ from typing import Any
 import pandas as pd
 from datasets import DatasetDict
 
-from ftnb.boxes import check_format
 from ftnb.data import split_tables
-from ftnb.detection_checks import checked_rows, compare_classes, count_boxes
-from ftnb.detection_files import Annotated, Found, Tree
-from ftnb.detection_formats import coco_files, read_coco, read_coco_folder, read_voc_folder, voc_files
-from ftnb.detection_tables import read_tables
-from ftnb.detection_yolo import label_sets, read_yolo_folder
-from ftnb.image_sources import with_image_checks
-from ftnb.images import IMAGE_SUFFIXES
+from ftnb.detection.boxes import check_format
+from ftnb.detection.checks import checked_rows, compare_classes, count_boxes
+from ftnb.detection.files import Annotated, Found, Tree
+from ftnb.detection.formats import coco_files, read_coco, read_coco_folder, read_voc_folder, voc_files
+from ftnb.detection.tables import read_tables
+from ftnb.detection.yolo import label_sets, read_yolo_folder
 from ftnb.sources import SPLIT_NAMES
 from ftnb.tables import SUFFIXES, DataError, Splits, Table, listing
+from ftnb.vision.images import IMAGE_SUFFIXES
+from ftnb.vision.sources import with_image_checks
 
 BUILTIN_SCENES = "builtin:digit-scenes"
 NUM_SCENES = {"train": 100, "valid": 50, "test": 100}
@@ -68,7 +68,7 @@ def load_detection_splits(
         seed: decides which pictures are cut; equal pictures are never cut apart.
 
     Returns:
-        Splits with the columns "image" (see `ftnb.images.stored_image`), "boxes", "labels" and "row".
+        Splits with the columns "image" (see `ftnb.vision.images.stored_image`), "boxes", "labels" and "row".
 
     Raises:
         DataError: if the data, a picture or a box cannot be right.
@@ -100,8 +100,9 @@ def read_detection(
             data.yaml; rows in memory (a list of dictionaries, a DataFrame, a `datasets.Dataset` or `DatasetDict`), a
             JSONL or Parquet file or a Hub id, with the columns "image", "boxes", "labels" or with the Hub's usual
             "image" and "objects" (of "bbox" and "category"); or a mapping from split to any of these.
-        box_format: how the numbers of a box are meant, a key of `ftnb.boxes.BOX_FORMATS`; None is what the source's
-            format says ("xywh" for COCO and the Hub's "objects", "xyxy" for Pascal VOC and tables, "cxcywhn" for YOLO).
+        box_format: how the numbers of a box are meant, a key of `ftnb.detection.boxes.BOX_FORMATS`; None is what the
+            source's format says ("xywh" for COCO and the Hub's "objects", "xyxy" for Pascal VOC and tables, "cxcywhn"
+            for YOLO).
         columns: role ("image", "boxes", "labels") → column name, for rows in memory and tables.
 
     Raises:

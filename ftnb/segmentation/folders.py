@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftnb.images import IMAGE_SUFFIXES, stored_image
-from ftnb.masks import stored_mask
+from ftnb.segmentation.masks import stored_mask
 from ftnb.sources import SPLIT_NAMES
 from ftnb.tables import DataError, listing
+from ftnb.vision.images import IMAGE_SUFFIXES, stored_image
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "photos", "pictures")
 # Beginnings of names, the surest first.

@@ -24,8 +24,10 @@ from ftnb.pretrained import (
     read_checkpoint,
     read_config,
 )
-from ftnb.pyramids import Stages, dense_detector, freeze_batch_norm, take_pictures_as_they_are
-from ftnb.torchvision_models import (
+from ftnb.transforms import ImageTransform, transform_from_processor
+from ftnb.vision.models import VisionModel, models_module
+from ftnb.vision.pyramids import Stages, dense_detector, freeze_batch_norm, take_pictures_as_they_are
+from ftnb.vision.torchvision_models import (
     PREFIX,
     WEIGHTS,
     is_saved_folder,
@@ -36,8 +38,6 @@ from ftnb.torchvision_models import (
     read_weights,
     save_folder,
 )
-from ftnb.transforms import ImageTransform, transform_from_processor
-from ftnb.vision_models import VisionModel, models_module
 
 TASK = "object-detection"
 DEFAULT_SIDE, SMALL_SIDE = 512, 64

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from ftnb.detection_files import IMAGE_FOLDERS, Annotated, Found, Tree, split_of
-from ftnb.images import IMAGE_SUFFIXES
+from ftnb.detection.files import IMAGE_FOLDERS, Annotated, Found, Tree, split_of
 from ftnb.sources import SPLIT_NAMES
 from ftnb.tables import DataError, listing
+from ftnb.vision.images import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)

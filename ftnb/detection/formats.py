@@ -1,6 +1,6 @@
-"""COCO's JSON and Pascal VOC's XML as rows of pictures with their boxes as written (YOLO: `ftnb.detection_yolo`).
+"""COCO's JSON and Pascal VOC's XML as rows of pictures with their boxes as written (YOLO: `ftnb.detection.yolo`).
 
-What is read from which file is said in notices; the numbers are checked later, by `ftnb.detection_checks`.
+What is read from which file is said in notices; the numbers are checked later, by `ftnb.detection.checks`.
 """
 
 import json
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftnb.detection_files import IMAGE_FOLDERS, Annotated, Found, Tree, split_of
-from ftnb.images import IMAGE_SUFFIXES
+from ftnb.detection.files import IMAGE_FOLDERS, Annotated, Found, Tree, split_of
 from ftnb.sources import SPLIT_NAMES
 from ftnb.tables import DataError, listing
+from ftnb.vision.images import IMAGE_SUFFIXES
 
 # -- COCO -------------------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ftnb.images import image_name, stored_image
 from ftnb.tables import DataError, listing
+from ftnb.vision.images import image_name, stored_image
 
 IGNORE_INDEX = 255  # "void" in PASCAL VOC and in the training labels of Cityscapes
 UNKNOWN = 254  # marks, within this module, a value that the table does not know

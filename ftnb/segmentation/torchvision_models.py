@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torchvision.models.segmentation import LRASPP
 
 from ftnb.pretrained import NO_WEIGHTS, ModelError, read_config
-from ftnb.torchvision_models import (
+from ftnb.transforms import ImageTransform
+from ftnb.vision.models import VisionModel, models_module
+from ftnb.vision.torchvision_models import (
     WEIGHTS,
     load_backbone,
     make_model,
@@ -19,8 +21,6 @@ from ftnb.torchvision_models import (
     parse_name,
     read_weights,
 )
-from ftnb.transforms import ImageTransform
-from ftnb.vision_models import VisionModel, models_module
 
 NEW_HEAD = "the checkpoint's output layer was made for other labels; it starts new."
 _STEM_SIDE = 128  # of the empty picture that shows the sizes of a backbone's maps
@@ -51,7 +51,7 @@ class TwoScales(nn.Module):
 def from_torchvision(
     name: str, labels: Sequence[str], scratch: bool, seed: int, image_size: int | None, picture_size: int
 ) -> VisionModel:
-    """Load "torchvision:NAME"; the arguments are those of `segmentation_models.load_segmentation_model`.
+    """Load "torchvision:NAME"; the arguments are those of `ftnb.segmentation.models.load_segmentation_model`.
 
     Raises:
         ModelError: if there is no such model, it is for another task, or the weights do not fit.
@@ -143,7 +143,7 @@ def _two_scale_model(net: Any, architecture: str, num_labels: int) -> LRASPP:
 
 
 def from_saved(folder: Path, labels: Sequence[str], scratch: bool, seed: int, image_size: int | None) -> VisionModel:
-    """Load a folder that a task saved; the arguments are those of `segmentation_models.load_segmentation_model`.
+    """Load a folder that a task saved; the arguments are those of `ftnb.segmentation.models.load_segmentation_model`.
 
     For other labels than its own, everything is kept but what depends on the number of classes.
 

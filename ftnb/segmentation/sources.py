@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 
 from ftnb.data import split_tables
-from ftnb.image_sources import with_image_checks
-from ftnb.images import stored_image
-from ftnb.masks import IGNORE_INDEX, ClassTable, Color, stored_mask
-from ftnb.segmentation_checks import check_classes, count_classes, mask_notices, survey_masks, table_from_values
-from ftnb.segmentation_classes import find_class_file, read_class_file, read_ignored
-from ftnb.segmentation_coco import coco_files, read_coco
-from ftnb.segmentation_folders import Rows, holds_masks, pair_folders, read_folder, split_of
+from ftnb.segmentation.checks import check_classes, count_classes, mask_notices, survey_masks, table_from_values
+from ftnb.segmentation.classes import find_class_file, read_class_file, read_ignored
+from ftnb.segmentation.coco import coco_files, read_coco
+from ftnb.segmentation.folders import Rows, holds_masks, pair_folders, read_folder, split_of
+from ftnb.segmentation.masks import IGNORE_INDEX, ClassTable, Color, stored_mask
 from ftnb.sources import SPLIT_NAMES, read_any
 from ftnb.tables import SUFFIXES, DataError, Splits, Table, has_header, listing, select_columns
+from ftnb.vision.images import stored_image
+from ftnb.vision.sources import with_image_checks
 
 BUILTIN_SCENES = {"train": 160, "valid": 60, "test": 120}
 SCENE_CLASSES = ("ground", *map(str, range(10)))
@@ -29,8 +29,8 @@ class SegmentationData:
     """Photos with masks as they were found.
 
     Args:
-        splits: by split, rows with "image" and "mask" (stored, see `ftnb.images.stored_image`), "row" (its number or
-            file in the source) and "pixels" (of each class and, last, those that do not count).
+        splits: by split, rows with "image" and "mask" (stored, see `ftnb.vision.images.stored_image`), "row" (its
+            number or file in the source) and "pixels" (of each class and, last, those that do not count).
         table: which values mean which class; `table.names` are the classes.
         sources: per split, what to call it in a message.
         notices: what a reader of the result should know.
@@ -66,7 +66,7 @@ def read_segmentation(
     """Read photos with masks, look into every mask, and say what its values mean.
 
     Args:
-        data: "builtin:digit-scenes"; a folder of photos and masks (see `segmentation_folders.read_folder`) or
+        data: "builtin:digit-scenes"; a folder of photos and masks (see `ftnb.segmentation.folders.read_folder`) or
             {"images": folder, "masks": folder}; a COCO JSON with outlines or a folder with one for each split; a table
             of paths, a Hub id, or rows in memory with "image" and "mask"; or a mapping from "train", "valid", "test"
             to any of these.

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from ftnb.data import split_tables
-from ftnb.images import IMAGE_SUFFIXES, check_images, duplicates, image_digest
 from ftnb.sources import SPLIT_NAMES, read_any
 from ftnb.tables import SUFFIXES, DataError, Splits, Table, has_header, listing
+from ftnb.vision.images import IMAGE_SUFFIXES, check_images, duplicates, image_digest
 
 BUILTIN_IMAGES = ("builtin:digits",)
 
@@ -35,7 +35,7 @@ def load_image_splits(
         seed: decides which rows are cut; equal pictures are never cut apart.
 
     Returns:
-        Splits with the columns "image" (see `ftnb.images.stored_image`), "label" and "row".
+        Splits with the columns "image" (see `ftnb.vision.images.stored_image`), "label" and "row".
 
     Raises:
         DataError: if the data or a picture cannot be read.
