@@ -89,6 +89,7 @@ AUGMENTATIONS = ("none", "shift", "flip", "strong")
 BATCH_NORM = ("moving", "fixed")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
 BOX_FORMAT = text("how boxes are written, where the data does not say it", choices=BOX_FORMATS, optional=True)
+OF_TASK: Any = None  # the default is the task's own
 DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
 # %%
@@ -102,13 +103,13 @@ class Recipe:
     """
 
     task: str = field(default="text-classification", metadata=text("what to learn", choices=tuple(TASKS)))
-    data: Any = field(default=None, metadata=DATA)
-    model: Any = field(default=None, metadata=text("built-in, torchvision's, a local folder, or a name on the Hub"))
+    data: Any = field(default=OF_TASK, metadata=DATA)
+    model: Any = field(default=OF_TASK, metadata=text("built-in, torchvision's, a local folder, or a name on the Hub"))
     columns: dict[str, str | int] = field(default_factory=dict, metadata=COLUMNS)
     strategy: Any = field(default="full", metadata=STRATEGY)
-    lr: float = field(default=5e-4, metadata=number("peak learning rate; for BERT-base 2e-5 to 5e-5", above=0, high=10))
-    num_epochs: int = field(default=3, metadata=whole("passes over the training data"))
-    batch_size: int = field(default=16, metadata=whole("examples in one micro-batch"))
+    lr: float = field(default=OF_TASK, metadata=number("peak learning rate; BERT-base: 2e-5 to 5e-5", above=0, high=10))
+    num_epochs: int = field(default=OF_TASK, metadata=whole("passes over the training data"))
+    batch_size: int = field(default=OF_TASK, metadata=whole("examples in one micro-batch"))
     accumulation: int = field(default=1, metadata=whole("micro-batches in one step"))
     max_length: int | None = field(default=None, metadata=whole("texts are cut to so many tokens", optional=True))
     image_size: int | None = field(default=None, metadata=whole("side of the model's input in pixels", optional=True))
@@ -127,9 +128,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         problems = []
-        for key in ("data", "model"):
-            if getattr(self, key) is None:  # what the task has built in
-                object.__setattr__(self, key, built_in(key, self.task))
+        for key in of_task():
+            if getattr(self, key) is OF_TASK:
+                object.__setattr__(self, key, task_default(key, self.task))
         for key, rule in rules().items():
             try:
                 object.__setattr__(self, key, check(key, getattr(self, key), rule))
@@ -150,7 +151,7 @@ class Recipe:
     def replace(self, **settings: Any) -> "Recipe":
         """A copy with some settings changed; unknown names are refused.
 
-        With another task, what belonged to the old one only (its built-in data and model, its own settings) is dropped.
+        With another task, what belonged to the old one only (its defaults, its own settings) is dropped.
         """
         return Recipe.from_dict({**(without_task(self) if "task" in settings else self.to_dict()), **settings})
 
@@ -161,9 +162,11 @@ class Recipe:
 
     def override(self, assignments: Iterable[str]) -> "Recipe":
         """A copy with settings written as on a command line: `lr=1e-4`, or `strategy.k=2` inside a table."""
-        settings = self.to_dict()
-        for assignment in assignments:
-            assign(settings, assignment)
+        words = list(assignments)
+        other_task = any(word.partition("=")[0].strip() == "task" for word in words)
+        settings = without_task(self) if other_task else self.to_dict()
+        for word in words:
+            assign(settings, word)
         return recipe_from(settings)
 
     def code(self) -> str:
@@ -258,10 +261,15 @@ def default_of(key: str, task: Any = None) -> Any:
     return getattr(Recipe(task=task) if isinstance(task, str) and task in TASKS else Recipe(), key)
 
 
-def built_in(key: str, task: Any) -> str:
-    """The built-in "data" or "model" of a task; that of the default task if there is no such task."""
+def of_task() -> list[str]:
+    """The settings whose default is the task's."""
+    return [key for key, f in FIELDS.items() if f.default is OF_TASK and hasattr(TASKS["text-classification"], key)]
+
+
+def task_default(key: str, task: Any) -> Any:
+    """A task's own default, for example its built-in "data"; that of the default task if there is no such task."""
     known = isinstance(task, str) and task in TASKS
-    return str(getattr(TASKS[task if known else "text-classification"], key))
+    return getattr(TASKS[task if known else "text-classification"], key)
 
 
 OPTIONS = tuple(dict.fromkeys(option for entry in TASKS.values() for option in entry.options))
@@ -279,10 +287,10 @@ def misplaced(settings: Mapping[str, Any]) -> list[str]:
 
 
 def without_task(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's settings without what belongs to its task: its options, and built-in data, model and columns."""
+    """A recipe's settings without what belongs to its task: its options, its defaults, and its built-in columns."""
     kept = {key: value for key, value in recipe.to_dict().items() if key not in OPTIONS}
-    named = [key for key in ("data", "model") if isinstance(kept[key], str)]  # data in memory is the person's own
-    own = [key for key in named if kept[key] == built_in(key, recipe.task)]
+    plain = [key for key in of_task() if isinstance(kept[key], str | int | float)]  # not a person's data in memory
+    own = [key for key in plain if kept[key] == task_default(key, recipe.task)]
     return {key: value for key, value in kept.items() if key not in (*own, *(["columns"] if "data" in own else []))}
 
 # %% [markdown]

@@ -78,7 +78,6 @@ def test_any_settings_make_a_recipe_or_name_what_is_wrong(data):
         ("num_epochs", 2.5, "a whole number"),
         ("num_epochs", True, "a whole number"),
         ("num_epochs", "3", "without quotes"),
-        ("num_epochs", None, "got None"),
         ("batch_size", -1, "at least 1"),
         ("warmup", 1.5, "at most 1"),
         ("warmup", -0.1, "at least 0"),
@@ -230,3 +229,14 @@ def test_the_names_of_augmentations_are_those_of_the_transform():
     from ftnb.transforms import AUGMENTATIONS as KNOWN
 
     assert AUGMENTATIONS == KNOWN
+
+
+def test_each_task_brings_its_own_numbers_unless_somebody_says_others():
+    boxes = Recipe(task="object-detection")
+    assert (boxes.lr, boxes.num_epochs, boxes.batch_size) == (2e-3, 20, 8)
+    assert boxes.code() == "finetune(task='object-detection')"
+    assert Recipe().replace(task="object-detection") == boxes == Recipe().override(["task=object-detection"])
+    assert Recipe(lr=3e-4).replace(task="object-detection").lr == 3e-4
+    assert boxes.replace(task="text-classification") == Recipe()
+    assert Recipe(task="object-detection", lr=None, num_epochs=None) == boxes
+    assert Recipe.from_toml('task = "object-detection"') == boxes

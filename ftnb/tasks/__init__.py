@@ -17,6 +17,7 @@ class TaskEntry:
         options: the settings of a recipe that this task has beside those that all have.
         roles: the columns that its data has.
         models: further models to suggest in a form.
+        lr, num_epochs, batch_size: the numbers of a recipe that names none; they suit the built-in data and model.
     """
 
     place: str
@@ -25,6 +26,9 @@ class TaskEntry:
     options: tuple[str, ...]
     roles: tuple[str, ...]
     models: tuple[str, ...] = ()
+    lr: float = 5e-4
+    num_epochs: int = 3
+    batch_size: int = 16
 
 
 TASKS: dict[str, TaskEntry] = {
@@ -43,6 +47,7 @@ TASKS: dict[str, TaskEntry] = {
         options=("image_size", "augment"),
         roles=("image", "label"),
         models=("builtin:vit-glyphs", "torchvision:resnet18", "microsoft/resnet-50", "google/vit-base-patch16-224"),
+        lr=1e-3,
     ),
     "object-detection": TaskEntry(
         "ftnb.tasks.object_detection:ObjectDetection",
@@ -55,6 +60,9 @@ TASKS: dict[str, TaskEntry] = {
             "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
             "facebook/detr-resnet-50",
         ),
+        lr=2e-3,
+        num_epochs=20,
+        batch_size=8,
     ),
     "image-segmentation": TaskEntry(
         "ftnb.tasks.image_segmentation:ImageSegmentation",
@@ -63,6 +71,9 @@ TASKS: dict[str, TaskEntry] = {
         options=("image_size", "augment"),
         roles=("image", "mask"),
         models=("torchvision:lraspp_mobilenet_v3_large", "nvidia/mit-b0"),
+        lr=5e-3,
+        num_epochs=20,
+        batch_size=8,
     ),
 }
 
