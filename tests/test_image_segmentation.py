@@ -27,7 +27,7 @@ from ftnb.layers import layer_groups, what_is_training
 from ftnb.pretrained import ModelError, quiet_transformers
 from ftnb.segmentation.examples import SegmentationExamples, class_colors, overlay, wrong_pixels
 from ftnb.segmentation.models import load_segmentation_model
-from ftnb.strategies import Full, Head
+from ftnb.strategies import Full, Head, LayerDecay
 from ftnb.tables import DataError
 from ftnb.tasks.image_segmentation import (
     ImageSegmentation,
@@ -494,7 +494,8 @@ def test_enlarging_keeps_what_fits():
 
 
 @pytest.mark.realdata
-def test_pets_with_imagenet_features_beat_the_best_constant_mask(test_data):
+@pytest.mark.parametrize(("strategy", "lr"), [(Full(), 1e-3), (Head(), 3e-3), (LayerDecay(0.7), 2e-3)], ids=str)
+def test_pets_with_imagenet_features_beat_the_best_constant_mask(test_data, strategy, lr):
     weights = test_data / "weights" / "squeezenet1_0_imagenet" / "squeezenet1_0_deepcompressed_imagenet_fp16.pth"
     task = ImageSegmentation.prepare(
         test_data / "vision_multi" / "oxford_pets_mini",
@@ -505,7 +506,8 @@ def test_pets_with_imagenet_features_beat_the_best_constant_mask(test_data):
         augment="flip",
     )
     assert [len(split) for _, split in task.splits.items()] == [108, 12, 60]
-    for _ in Training(task.learner(batch_size=12), lr=1e-3, num_epochs=4, device="cpu", precision="fp32"):
+    settings = {"lr": lr, "num_epochs": 4, "eval_every": 1000}
+    for _ in Training(task.learner(batch_size=12), strategy, **settings, device="cpu", precision="fp32"):
         pass
     measured = task.evaluate("test")
     pixels = np.asarray(task.splits.test["pixels"][:])[:, :2].sum(0)

@@ -34,7 +34,7 @@ from ftnb.detection.average_precision import BoxAveragePrecision, average_precis
 from ftnb.detection.models import load_detector
 from ftnb.layers import layer_groups
 from ftnb.pretrained import ModelError
-from ftnb.strategies import Head
+from ftnb.strategies import Full, Head, LayerDecay
 from ftnb.tables import DataError
 from ftnb.tasks.object_detection import ObjectDetection, detect, detection_loss, num_boxes, sort_errors
 from ftnb.train import Training
@@ -543,8 +543,11 @@ def test_weights_from_a_file_for_other_classes_or_for_the_backbone_alone(tmp_pat
 
 
 @pytest.mark.realdata
-def test_heads_of_pets_are_found_with_a_body_pretrained_on_imagenet(test_data):
-    """SqueezeNet's body stays frozen; pyramid and head see 96 pictures eight times.
+@pytest.mark.parametrize(
+    ("strategy", "lr", "num_epochs"), [(Head(), 2e-3, 4), (Full(), 5e-4, 8), (LayerDecay(0.5), 2e-3, 8)], ids=str
+)
+def test_heads_of_pets_are_found_with_a_body_pretrained_on_imagenet(test_data, strategy, lr, num_epochs):
+    """SqueezeNet's body, and a new pyramid and head, see 96 pictures; rates and epochs come from the validation split.
 
     The floor: whoever answers the mean box of the training pictures, with the more frequent class, is the best that
     looks at no picture; the detector must be far above that.
@@ -553,13 +556,13 @@ def test_heads_of_pets_are_found_with_a_body_pretrained_on_imagenet(test_data):
     task = ObjectDetection.prepare(
         test_data / "vision_multi" / "oxford_pets_mini",
         f"torchvision:squeezenet1_0@{weights}",
-        image_size=160,
+        image_size=128,
         augment="flip",
         valid_fraction=0.2,
     )
     assert task.labels == ["cat", "dog"]
-    training = Training(task.learner(), Head(), lr=2e-3, num_epochs=8, device="cpu", precision="fp32", eval_every=1000)
-    for _ in training:
+    settings = {"lr": lr, "num_epochs": num_epochs, "eval_every": 1000}
+    for _ in Training(task.learner(), strategy, **settings, device="cpu", precision="fp32"):
         pass
     measured = task.evaluate("test")
     blind = blind_answer(task)
