@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ftnb.files import duplicates
 from ftnb.tables import DataError, Table
 from ftnb.vision import images
 from ftnb.vision.images import (
     ImageNotes,
     check_images,
-    duplicates,
     image_digest,
     read_image,
     store_images,
@@ -170,7 +170,7 @@ def test_equal_pictures_have_equal_fingerprints(tmp_path):
 
 def test_twins_across_and_within_splits_are_reported():
     digests = {"train": [b"a", b"b", b"a"], "valid": [b"c"], "test": [b"b", b"d"]}
-    found = duplicates(digests, {"train": ["x", "y", "z"], "valid": [1], "test": [1, 2]})
+    found = duplicates(digests, {"train": ["x", "y", "z"], "valid": [1], "test": [1, 2]}, "pictures")
     assert "1 of 2 pictures are also in train (test = train: '1 = y')" in found[0]
     assert found[1] == "train: 1 of 3 pictures are there more than once."
     assert len(found) == 2

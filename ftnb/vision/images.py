@@ -4,7 +4,6 @@ A picture is read the way its author saw it: turned as its EXIF note says, trans
 16-bit scan. Whatever cannot be read is a `DataError` that names the file and says what to do.
 """
 
-import hashlib
 import io
 import os
 import warnings
@@ -18,7 +17,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ftnb.tables import DataError, Table, listing
+from ftnb.files import file_digest
+from ftnb.tables import DataError, Table
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 90_000_000  # above it decoding takes seconds and gigabytes; PIL itself warns there
@@ -207,31 +207,13 @@ def store_images(frame: pd.DataFrame, table: Table, split: str) -> pd.DataFrame:
 
 
 def image_digest(source: Any) -> bytes:
-    """A fingerprint of a picture's stored bytes; equal files have equal ones.
-
-    Of a large file the size and both ends are read, so that a folder of a million files is not read twice.
-    """
+    """A fingerprint of a picture's stored bytes; equal files have equal ones (see `ftnb.files.file_digest`)."""
     data: Any = source.get("bytes") or source.get("path") if isinstance(source, Mapping) else source
-    if isinstance(data, str | os.PathLike):
-        if not Path(data).is_file():  # said, with its row, when pictures are checked
-            return repr(data).encode()
-        with open(data, "rb") as file:
-            size, head = os.fstat(file.fileno()).st_size, file.read(_END)
-            file.seek(max(len(head), size - _END))
-            return _digest(size, head, file.read())
     if isinstance(data, Image.Image):
         data = repr((data.mode, data.size)).encode() + data.tobytes()
     elif isinstance(data, np.ndarray):
         data = repr((data.dtype, data.shape)).encode() + np.ascontiguousarray(data).tobytes()
-    data = bytes(data)
-    return _digest(len(data), data[:_END], data[max(_END, len(data) - _END) :])
-
-
-_END = 2**16  # bytes read from either end of a file
-
-
-def _digest(size: int, head: bytes, tail: bytes) -> bytes:
-    return hashlib.blake2b(size.to_bytes(8, "little") + head + tail, digest_size=16).digest()
+    return file_digest(data)
 
 
 def check_images(sources: Sequence[Any], split: str, rows: Sequence[Any], limit: int = 5000) -> list[str]:
@@ -263,21 +245,3 @@ def check_images(sources: Sequence[Any], split: str, rows: Sequence[Any], limit:
     looked = len(sources[::step])
     part = [f"{split}: {looked} of {len(sources)} pictures were read to check them."] if step > 1 else []
     return [f"{split}: {message}" for message in notes.messages(looked)] + part
-
-
-def duplicates(digests: Mapping[str, Sequence[bytes]], rows: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Warnings about pictures of a later split that are also in train, byte for byte, and about twins within train."""
-    first = dict(zip(reversed(digests["train"]), reversed(rows["train"]), strict=True))
-    found = []
-    for name in digests:
-        if name == "train":
-            continue
-        twins = [(r, first[d]) for d, r in zip(digests[name], rows[name], strict=True) if d in first]
-        if twins:
-            shown = listing([f"{row} = {of}" for row, of in twins[:3]])
-            what = f"{len(twins)} of {len(rows[name])} pictures are also in train ({name} = train: {shown})"
-            found.append(f"{name}: {what}; on these a model may just remember.")
-    within = len(digests["train"]) - len(first)
-    if within:
-        found.append(f"train: {within} of {len(digests['train'])} pictures are there more than once.")
-    return found

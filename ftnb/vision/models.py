@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_model
 from torch import nn
 
+from ftnb.adapters import merged
 from ftnb.pretrained import NO_WEIGHTS, ModelError, load_pretrained, quiet_transformers, read_config
 from ftnb.transforms import ImageTransform, transform_from_processor
 from ftnb.vision.torchvision_models import (
@@ -178,7 +179,7 @@ def save_vision_model(vision: VisionModel, folder: str | Path, task: str = "imag
     folder = Path(folder)
     if vision.processor is not None:
         model: Any = vision.model
-        with quiet_transformers():
+        with quiet_transformers(), merged(model):
             model.save_pretrained(folder)
             vision.processor.save_pretrained(folder)
     else:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 from torchvision import models
 
+from ftnb.adapters import merged
 from ftnb.pretrained import ModelError, read_config
 
 PREFIX = "torchvision:"
@@ -174,6 +175,7 @@ def save_folder(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> No
         config: "architecture", "task", "id2label", and whatever else the task needs to make it again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, str(folder / WEIGHTS))  # tied tensors are written once
+    with merged(model):
+        save_model(model, str(folder / WEIGHTS))  # tied tensors are written once
     text = json.dumps({"library_name": "torchvision", **config}, indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8", newline="\n")
