@@ -15,6 +15,9 @@ _HOMES = {
     "finetune": "ftnb.run",
     "Learner": "ftnb.train",
     "Training": "ftnb.train",
+    "Adapter": "ftnb.adapters",
+    "DoRA": "ftnb.adapters",
+    "LoRA": "ftnb.adapters",
     "Full": "ftnb.strategies",
     "Head": "ftnb.strategies",
     "LPFT": "ftnb.strategies",
@@ -26,6 +29,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from ftnb.adapters import Adapter, DoRA, LoRA
     from ftnb.panel import Panel
     from ftnb.recipe import Recipe
     from ftnb.run import Run, finetune

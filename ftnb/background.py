@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ftnb.adapters import merge, merged
 from ftnb.charts import History
 from ftnb.events import (
     Changed,
@@ -236,8 +237,10 @@ def take(background: BackgroundTraining, event: Event) -> None:
 def save(background: BackgroundTraining, what: str) -> bool:
     """Write the model as it is now, "best" or "last"; returns whether it is on the disk."""
     record, target = background.record, background.folder / MODEL_FOLDERS[what]
+    assert background.training is not None
     try:
-        write_model(background.write, target)
+        with merged(background.training.model):  # adapters are folded in while it is written
+            write_model(background.write, target)
     except Exception as error:  # noqa: BLE001  # a full disk speaks with many voices; the training is worth more
         record.warn("not_saved", f"the {what} model could not be written to {target}: {error}.")
         return False
@@ -254,6 +257,7 @@ def end(background: BackgroundTraining, training: Training, last: Finished) -> N
             saved = save(background, "best") and saved
     if not saved:
         raise RunError(f"a model could not be saved in {background.folder}. It is in memory: make room and save it.")
+    merge(training.model)
     background.record.add(replace(last, time=background.record.seconds()))
     background.record.close()
     background.state = "stopped" if last.reason == "stopped" else "done"
@@ -270,6 +274,8 @@ def fail(background: BackgroundTraining, error: BaseException) -> None:
         if best.value is not None:
             with contextlib.suppress(Exception):  # no memory left, say; the best model is on the disk
                 training.load_best()
+        with contextlib.suppress(Exception):
+            merge(training.model)
         message = background.error
         record.add(
             Finished(

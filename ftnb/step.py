@@ -117,17 +117,16 @@ def set_modes(model: nn.Module, phase: Phase, batch_norm: str = "moving") -> Non
 
     Args:
         model: the model.
-        phase: says what is frozen.
+        phase: says what is frozen; modules of a later group may lie inside those of an earlier one.
         batch_norm: "fixed" keeps every BatchNorm layer at its pretrained statistics, in what trains too.
     """
     model.train()
+    for group in phase.groups:
+        for module in group.modules:
+            module.train(group.multiplier > 0)
     for module in model.modules() if batch_norm == "fixed" else ():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
             module.eval()
-    for group in phase.groups:
-        if group.multiplier == 0:
-            for module in group.modules:
-                module.eval()
 
 
 def build_optimizer(phase: Phase, weight_decay: float, device: torch.device) -> torch.optim.AdamW:

@@ -3,25 +3,31 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from ftnb.adapter_layers import adapter_parameters
 from ftnb.layers import LayerGroup, layer_groups
-from ftnb.step import ParamGroup, Phase, set_modes, set_trainable
+from ftnb.step import ParamGroup, Phase, Strategy, set_modes, set_trainable
 
 __all__ = [
     "StrategyError",
     "build_phase",
+    "finite_number",
+    "as_data",
     "Full",
     "Head",
     "TopK",
     "LayerDecay",
     "LPFT",
-    "AnyStrategy",
+    "NamedStrategy",
     "STRATEGIES",
+    "nearest",
+    "strategy_class",
     "strategy_from",
     "apply",
 ]
@@ -33,7 +39,7 @@ class StrategyError(ValueError):
 
 def _title(run: list[LayerGroup], groups: list[LayerGroup]) -> str:
     """Name neighbouring layer groups that share a rate: "backbone" for all but the head, else "first – last"."""
-    if run == [group for group in groups if group.name != "head"]:
+    if run == [group for group in groups if group.name not in ("adapters", "head")]:
         return "backbone"
     return run[0].name if len(run) == 1 else f"{run[0].name} – {run[-1].name}"
 
@@ -41,7 +47,8 @@ def _title(run: list[LayerGroup], groups: list[LayerGroup]) -> str:
 def _modules(model: nn.Module, run: list[LayerGroup]) -> list[nn.Module]:
     """The modules of layer groups, and those around them that hold nothing else (a whole encoder, say)."""
     inside = {model.get_parameter(name) for group in run for name in group.parameters}
-    held = {m: set(m.parameters()) for m in model.modules()}
+    added = adapter_parameters(model)  # these have a group of their own, inside the blocks
+    held = {m: set(m.parameters()) - added for m in model.modules() if m is not model}
     own = {model.get_submodule(name): None for group in run for name in group.modules}
     return [*{**own, **{m: None for m, parameters in held.items() if parameters and parameters <= inside}}]
 
@@ -88,7 +95,7 @@ def build_phase(
     )
 
 
-def _number(strategy: Any, name: str) -> None:
+def finite_number(strategy: Any, name: str) -> None:
     """Make a setting a float, or say that it is no number."""
     value = getattr(strategy, name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -96,7 +103,8 @@ def _number(strategy: Any, name: str) -> None:
     object.__setattr__(strategy, name, float(value))  # the dataclass is frozen, and this is its __post_init__
 
 
-def _as_data(strategy: Any) -> dict[str, Any]:
+def as_data(strategy: Any) -> dict[str, Any]:
+    """A strategy as plain data: its name and its settings."""
     return {"name": strategy.name, **asdict(strategy)}
 
 
@@ -112,7 +120,7 @@ class Full:
 
     def to_dict(self) -> dict[str, Any]:
         """The strategy as data, for a recipe."""
-        return _as_data(self)
+        return as_data(self)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ class Head:
 
     def to_dict(self) -> dict[str, Any]:
         """The strategy as data, for a recipe."""
-        return _as_data(self)
+        return as_data(self)
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ class TopK:
 
     def to_dict(self) -> dict[str, Any]:
         """The strategy as data, for a recipe."""
-        return _as_data(self)
+        return as_data(self)
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ class LayerDecay:
     decay: float = field(default=0.9, metadata={"help": "rate of a layer over that of the layer above it"})
 
     def __post_init__(self) -> None:
-        _number(self, "decay")
+        finite_number(self, "decay")
         if not 0 < self.decay <= 1:
             raise StrategyError(f"decay must be above 0 and at most 1, got {self.decay}. (1 is the strategy 'full'.)")
 
@@ -189,7 +197,7 @@ class LayerDecay:
 
     def to_dict(self) -> dict[str, Any]:
         """The strategy as data, for a recipe."""
-        return _as_data(self)
+        return as_data(self)
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,7 @@ class LPFT:
 
     def __post_init__(self) -> None:
         for name in ("head_share", "head_lr", "full_lr"):
-            _number(self, name)
+            finite_number(self, name)
         if not 0 < self.head_share < 1:
             raise StrategyError(f"head_share is a share of all steps, between 0 and 1, got {self.head_share}.")
         for name, value in (("head_lr", self.head_lr), ("full_lr", self.full_lr)):
@@ -225,7 +233,7 @@ class LPFT:
 
     def to_dict(self) -> dict[str, Any]:
         """The strategy as data, for a recipe."""
-        return _as_data(self)
+        return as_data(self)
 
 
 def _scaled(phase: Phase, share: float, factor: float) -> Phase:
@@ -234,18 +242,48 @@ def _scaled(phase: Phase, share: float, factor: float) -> Phase:
     return replace(phase, share=share, groups=groups)
 
 
-AnyStrategy = Full | Head | TopK | LayerDecay | LPFT
-STRATEGIES: dict[str, type[AnyStrategy]] = {s.name: s for s in (Full, Head, TopK, LayerDecay, LPFT)}
+class NamedStrategy(Strategy, Protocol):
+    """A strategy that a recipe can store: a dataclass with a name, whose fields are its settings."""
+
+    name: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The strategy as data, for a recipe."""
+        ...
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+STRATEGIES: dict[str, type[NamedStrategy] | str] = {  # a class, or "module:class" of one that is loaded when asked for
+    **{strategy.name: strategy for strategy in (Full, Head, TopK, LayerDecay, LPFT)},
+    "lora": "ftnb.adapters:LoRA",
+    "dora": "ftnb.adapters:DoRA",
+    "adapter": "ftnb.adapters:Adapter",
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
     """A hint "Did you mean …?", or the list of what there is."""
     known = list(known)
     near = get_close_matches(word, known, n=1)
     return f"Did you mean {near[0]!r}?" if near else f"There is {', '.join(known) or 'none'}."
 
 
-def strategy_from(data: str | Mapping[str, Any]) -> AnyStrategy:
+def strategy_class(name: Any) -> type[Any]:
+    """The class of a strategy, for example `strategy_class("top-k")`.
+
+    Raises:
+        StrategyError: if there is no strategy of that name; the nearest one is suggested.
+    """
+    if not isinstance(name, str) or name not in STRATEGIES:
+        raise StrategyError(f"unknown strategy {name!r}. {nearest(str(name), STRATEGIES)}")
+    known = STRATEGIES[name]
+    if not isinstance(known, str):
+        return known
+    module, _, attribute = known.partition(":")
+    found: type[Any] = getattr(import_module(module), attribute)
+    return found
+
+
+def strategy_from(data: str | Mapping[str, Any]) -> NamedStrategy:
     """Build a strategy from its name, or from a mapping with its name and settings.
 
     Args:
@@ -256,13 +294,15 @@ def strategy_from(data: str | Mapping[str, Any]) -> AnyStrategy:
     """
     settings = {"name": data} if isinstance(data, str) else dict(data)
     name = settings.pop("name", None)
-    if not isinstance(name, str) or name not in STRATEGIES:
-        raise StrategyError(f"unknown strategy {name!r}. {_nearest(str(name), STRATEGIES)}")
-    known = [f.name for f in fields(STRATEGIES[name])]
+    of: Any = strategy_class(name)
     for key in settings:
-        if key not in known:
-            raise StrategyError(f"the strategy {name!r} has no setting {key!r}. {_nearest(str(key), known)}")
-    return STRATEGIES[name](**settings)
+        if key not in (known := [f.name for f in fields(of)]):
+            raise StrategyError(f"the strategy {name!r} has no setting {key!r}. {nearest(str(key), known)}")
+    for f in fields(of):
+        if f.name not in settings and f.default is MISSING:
+            raise StrategyError(f"the strategy {name!r} needs {f.name}: {f.metadata.get('help', '')}.")
+    strategy: NamedStrategy = of(**settings)
+    return strategy
 
 
 def apply(phase: Phase, model: nn.Module) -> Callable[[], None]:

@@ -116,7 +116,7 @@ class Everything:
         return [Phase("all", 1.0, [ParamGroup("all", list(model.parameters()), 1.0)])]
 
 # %% [markdown]
-# Frozen means *constant*. Setting `requires_grad = False` is only half of it: dropout would still roll its dice in a frozen layer, and a BatchNorm would still move its running statistics. So frozen modules also go into `eval()`.
+# Frozen means *constant*. Setting `requires_grad = False` is only half of it: dropout would still roll its dice in a frozen layer, and a BatchNorm would still move its running statistics. So frozen modules also go into `eval()`. Groups are taken in order, because what trains may lie *inside* what is frozen (an adapter in a block).
 
 # %%
 #| export
@@ -132,17 +132,16 @@ def set_modes(model: nn.Module, phase: Phase, batch_norm: str = "moving") -> Non
 
     Args:
         model: the model.
-        phase: says what is frozen.
+        phase: says what is frozen; modules of a later group may lie inside those of an earlier one.
         batch_norm: "fixed" keeps every BatchNorm layer at its pretrained statistics, in what trains too.
     """
     model.train()
+    for group in phase.groups:
+        for module in group.modules:
+            module.train(group.multiplier > 0)
     for module in model.modules() if batch_norm == "fixed" else ():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
             module.eval()
-    for group in phase.groups:
-        if group.multiplier == 0:
-            for module in group.modules:
-                module.eval()
 
 # %%
 trunk, head = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2)

@@ -94,7 +94,9 @@ class Loop:
         self.device = choose_device(settings.device)
         self.model = learner.model.to(self.device)
         self.precision = choose_precision(settings.precision, self.device, self.model)
-        self.phases = strategy.phases(self.model, learner.new_parameters)
+        with torch.random.fork_rng(devices=[]):  # a strategy may add weights that start from random numbers
+            seed_generators(torch.device("cpu"), settings.seed, -2)
+            self.phases = strategy.phases(self.model, learner.new_parameters)
         shares = tuple(phase.share for phase in self.phases)
         self.plan = Plan(len(learner.train), settings.accumulation, settings.num_epochs, shares)
         self.arithmetic = Arithmetic(self.device, self.precision, settings.max_grad_norm)

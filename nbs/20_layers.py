@@ -19,6 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ftnb.adapter_layers import (
+    adapter_layers,
+    adapter_modules,
+    adapter_parameters,
+    remove_adapters,
+    without_adapters,
+)
 from ftnb.devices import to_device
 from ftnb.schedule import LossFunction, restored
 from ftnb.step import Learner, Phase, Strategy, set_modes, set_trainable
@@ -44,7 +51,7 @@ class LayerGroup:
     """An ordered slice of a model that a strategy treats as one.
 
     Attributes:
-        name: "embeddings", "block 0" … "block L-1" or "head".
+        name: "embeddings", "block 0" … "block L-1", "adapters" or "head".
         modules: names of the modules that make it up; none lies inside another.
         parameters: names, as `model.named_parameters()` gives them, of the parameters that belong to it.
     """
@@ -300,11 +307,12 @@ def _named(slots: list[list[_Piece]], names: dict[nn.Parameter, str], new: set[n
 # %%
 #| export
 def layer_groups(model: nn.Module, new_parameters: frozenset[str] = frozenset()) -> list[LayerGroup]:
-    """Cut a model into layer groups, ordered from input to output: embeddings, blocks, head.
+    """Cut a model into layer groups, ordered from input to output: embeddings, blocks, adapters, head.
 
     Every parameter is in exactly one group; a shared one is where the input's side uses it (a language model's output
     matrix is its embedding matrix). Newly initialised parameters and all outside the backbone are the head; a bare
-    backbone has none. A group without parameters is left out.
+    backbone has none. What adapters added is a group of its own, and the rest is cut as it would be without them. A
+    group without parameters is left out.
 
     Args:
         model: any transformers or torchvision model, or a module built around one.
@@ -318,9 +326,19 @@ def layer_groups(model: nn.Module, new_parameters: frozenset[str] = frozenset())
         raise ValueError(f"new_parameters names {unknown[0]!r}, which {type(model).__name__} does not have.")
     if not names:
         raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing to cut into layer groups.")
+    new = {parameter for parameter, name in names.items() if name in new_parameters}
+    added = adapter_parameters(model)
+    adapters = [LayerGroup("adapters", tuple(adapter_layers(model)), tuple(n for p, n in names.items() if p in added))]
+    names = {parameter: name for parameter, name in names.items() if parameter not in added}
+    groups = _cut(without_adapters(model), names, new)
+    at = len(groups) - (groups[-1].name == "head")
+    return [*groups[:at], *(adapters if added else []), *groups[at:]]
+
+
+def _cut(model: nn.Module, names: dict[nn.Parameter, str], new: set[nn.Parameter]) -> list[LayerGroup]:
+    """The layer groups of a model without adapters."""
     heads = _head_paths(model)
     body = list(_pieces(model, "", frozenset(heads)))
-    new = {parameter for parameter, name in names.items() if name in new_parameters}
     if new.issuperset(p for piece in body for p in piece.parameters):
         new = set()  # trained from scratch: the structure alone decides
     renewed = [piece for piece in body if piece.parameters and new.issuperset(piece.parameters)]
@@ -520,6 +538,8 @@ def _row(group: LayerGroup, model: nn.Module, step: _Step) -> GroupRow:
     """Sum up one layer group after the probing step."""
     parameters = [model.get_parameter(name) for name in group.parameters]
     modules = [m for name in group.modules for m in model.get_submodule(name).modules()]
+    if group.name != "adapters":  # these lie inside the blocks
+        modules = [m for m in modules if m not in adapter_modules(model)]
     means = [getattr(m, "running_mean", None) for m in modules]
     statistics = [mean for mean in means if isinstance(mean, Tensor)]
     batch_norm = ("moving" if any(map(step.moved, statistics)) else "fixed") if statistics else ""
@@ -572,6 +592,7 @@ def what_is_training(
         batch = next(iter(learner.train.epoch(0))) if batch is None else batch
     if batch is None:
         raise ValueError("a model alone cannot take a step: pass a batch, or a Learner instead of the model.")
+    adapted = bool(adapter_layers(model))
     phase = strategy if isinstance(strategy, Phase) or strategy is None else strategy.phases(model, new_parameters)[0]
     groups = layer_groups(model, new_parameters)
     with restored(model):
@@ -582,6 +603,8 @@ def what_is_training(
             raise ValueError("nothing is training: every parameter has requires_grad=False.")
         step = _probe(model, batch, loss or (learner.loss if learner else hf_loss), _rates(model, phase, optimizer, lr))
         rows = tuple(_row(group, model, step) for group in groups)
+    if not adapted:  # a strategy may have put adapters in, to look at them
+        remove_adapters(model)
     return TrainingTable("What is training?" + (f" Phase {phase.name!r}" if phase else ""), rows)
 
 # %% [markdown]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ftnb.adapters import merge, merged
 from ftnb.charts import History
 from ftnb.events import (
     Changed,
@@ -300,8 +301,10 @@ def take(background: BackgroundTraining, event: Event) -> None:
 def save(background: BackgroundTraining, what: str) -> bool:
     """Write the model as it is now, "best" or "last"; returns whether it is on the disk."""
     record, target = background.record, background.folder / MODEL_FOLDERS[what]
+    assert background.training is not None
     try:
-        write_model(background.write, target)
+        with merged(background.training.model):  # adapters are folded in while it is written
+            write_model(background.write, target)
     except Exception as error:  # noqa: BLE001  # a full disk speaks with many voices; the training is worth more
         record.warn("not_saved", f"the {what} model could not be written to {target}: {error}.")
         return False
@@ -309,7 +312,7 @@ def save(background: BackgroundTraining, what: str) -> bool:
     return True
 
 # %% [markdown]
-# At the end both models are on the disk, and the one in memory is the best. An error in the thread must not vanish, and it must not cost the model either. The *words* of the error are kept, not the exception itself; the story below shows why.
+# At the end both models are on the disk, and the one in memory is the best. Adapters ([lesson 22](22_adapters.ipynb)) are folded into the weights then, and for the moment of each saving before: whoever gets the model need not know of them. An error in the thread must not vanish, and it must not cost the model either. The *words* of the error are kept, not the exception itself; the story below shows why.
 
 # %%
 #| export
@@ -322,6 +325,7 @@ def end(background: BackgroundTraining, training: Training, last: Finished) -> N
             saved = save(background, "best") and saved
     if not saved:
         raise RunError(f"a model could not be saved in {background.folder}. It is in memory: make room and save it.")
+    merge(training.model)
     background.record.add(replace(last, time=background.record.seconds()))
     background.record.close()
     background.state = "stopped" if last.reason == "stopped" else "done"
@@ -338,6 +342,8 @@ def fail(background: BackgroundTraining, error: BaseException) -> None:
         if best.value is not None:
             with contextlib.suppress(Exception):  # no memory left, say; the best model is on the disk
                 training.load_best()
+        with contextlib.suppress(Exception):
+            merge(training.model)
         message = background.error
         record.add(
             Finished(

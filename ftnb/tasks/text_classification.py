@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
+from ftnb.adapters import merged
 from ftnb.checks import check_text_labels, label_order
 from ftnb.data import Batches, Splits, load_splits
 from ftnb.devices import to_device
@@ -332,7 +333,7 @@ class TextClassification:
         Returns:
             The folder.
         """
-        with quiet_transformers():
+        with quiet_transformers(), merged(self.model):
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         return Path(folder)

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 
 from ftnb.recipe import FIELDS, Recipe, rules
 from ftnb.rules import RecipeError, is_named
-from ftnb.strategies import STRATEGIES
+from ftnb.strategies import STRATEGIES, strategy_class
 from ftnb.tasks import TASKS
 from ftnb.widgets.controls import heed_the_page, hint, log_slider, named, pairs, row, set_log, stack
 
@@ -41,6 +41,12 @@ def _setting(key: str) -> Any:
     return named(hint(made, rule.help), f"ftnb-{key.replace('_', '-')}")
 
 
+def _by_name() -> list[str]:
+    """The strategies that need nothing but their name."""
+    needs = {name: [f.default for f in dataclasses.fields(strategy_class(name))] for name in STRATEGIES}
+    return [name for name, defaults in needs.items() if dataclasses.MISSING not in defaults]
+
+
 class RecipeForm:
     """Widgets for the settings of a recipe that most people touch; the others stay as the recipe has them.
 
@@ -62,7 +68,7 @@ class RecipeForm:
             "data": _wide(widgets.Combobox, "data", continuous_update=False),
             "columns": _wide(widgets.Text, "columns", continuous_update=False),
             "model": _wide(widgets.Combobox, "model", continuous_update=False),
-            "strategy": _wide(widgets.Dropdown, "strategy", options=list(STRATEGIES)),
+            "strategy": _wide(widgets.Dropdown, "strategy", options=_by_name()),
             "lr": log_slider("recipe-lr", "learning rate", "", recipe.lr, RIGHT),
             "num_epochs": _wide(widgets.BoundedIntText, "epochs", min=1, max=1000),
             "batch_size": _wide(widgets.BoundedIntText, "batch size", min=1, max=4096),
@@ -72,12 +78,13 @@ class RecipeForm:
         }
         self.settings: dict[str, Any] = {}
         self._made: dict[str, Any] = {}  # every setting's widget that was ever shown
-        self._knobs: dict[str, Any] = {}
+        self._knobs: dict[str, Any] = {}  # the chosen strategy's settings, and those of them that have no widget
+        self._kept: dict[str, Any] = {}
         known, fields = rules(), self.fields
         for key, widget in fields.items():
             named(hint(widget, known[key].help), f"ftnb-{key.replace('_', '-')}" if key != "lr" else "")
             widget.observe(self._edited, "value")
-        self._knob_row = row(classes=["ftnb-pair", "ftnb-knobs"])
+        self._knob_row = pairs(classes=["ftnb-knobs"])
         self._pairs = pairs(classes=["ftnb-settings"])
         left = stack(*(fields[key] for key in ("task", "data", "columns", "model", "strategy")), self._knob_row)
         right = stack(fields["lr"], self._pairs)
@@ -134,7 +141,10 @@ class RecipeForm:
         fields["data"].value = recipe.data if named_data else f"({_kind(recipe.data)}, given in code)"
         fields["columns"].value = ", ".join(f"{role}={column}" for role, column in recipe.columns.items())
         fields["model"].value = recipe.model
-        fields["strategy"].value = strategy if isinstance(strategy, str) else strategy["name"]
+        name = strategy if isinstance(strategy, str) else strategy["name"]
+        if name not in fields["strategy"].options:
+            fields["strategy"].options = [*fields["strategy"].options, name]
+        fields["strategy"].value = name
         self._show_knobs({} if isinstance(strategy, str) else strategy)
         set_log(fields["lr"], recipe.lr)
         if recipe.device not in fields["device"].options:
@@ -146,16 +156,22 @@ class RecipeForm:
             widget.value = value
 
     def _show_knobs(self, settings: dict[str, Any]) -> None:
-        """The numbers of the chosen strategy (how many blocks, which decay), as its dataclass declares them."""
-        self._knobs = {}
-        for part in dataclasses.fields(STRATEGIES[self.fields["strategy"].value]):
+        """The settings of the chosen strategy (how many blocks, which decay), as its dataclass declares them.
+
+        One that is no number and no text, such as a config of peft's, stays as the recipe has it.
+        """
+        self._knobs, self._kept = {}, {}
+        for part in dataclasses.fields(strategy_class(self.fields["strategy"].value)):
             value = settings.get(part.name, part.default)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                kind = widgets.IntText if isinstance(value, int) else widgets.FloatText
+            if isinstance(value, int | float | str) and not isinstance(value, bool):
+                kind = {int: widgets.IntText, float: widgets.FloatText}.get(type(value), widgets.Text)
                 knob = _wide(kind, part.name.replace("_", " "), label_width=SECOND, value=value)
+                knob.continuous_update = False
                 text = part.metadata.get("help", "") or f"a setting of the strategy {self.fields['strategy'].value}"
                 self._knobs[part.name] = named(hint(knob, text), f"ftnb-{part.name.replace('_', '-')}")
                 knob.observe(self._edited, "value")
+            elif part.name in settings:
+                self._kept[part.name] = value
         self._knob_row.children = tuple(self._knobs.values())
         heed_the_page(self._knob_row)
 
@@ -199,7 +215,7 @@ class RecipeForm:
             values["data"] = self.base.data  # nobody typed over the note: it still means the object
         if self._knobs:
             knobs = {name: knob.value for name, knob in self._knobs.items()}
-            values["strategy"] = {"name": values["strategy"], **knobs}
+            values["strategy"] = {"name": values["strategy"], **self._kept, **knobs}
         for key, widget in self.settings.items():
             if not isinstance(widget, widgets.Text):
                 values[key] = widget.value
