@@ -5,7 +5,7 @@ import contextlib
 import threading
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +177,17 @@ class BackgroundTraining:
     def evaluate(self, *, by: str = "user") -> None:
         """Evaluate now, between two steps."""
         self._ask(Evaluate(), "evaluate", by, "running", "paused")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep a paused training paused: whoever lets it go on or stops it waits until the `with` block is left.
+
+        Raises:
+            RunError: if it is not paused.
+        """
+        with self._lock:  # the thread cannot leave its pause without it
+            self._need("look at the model", "paused")
+            yield
 
     def _ask(self, command: Command, answer: str, by: str, *states: str) -> None:
         with self._lock:  # the thread does not read who asked before this is through

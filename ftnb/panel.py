@@ -179,7 +179,7 @@ class Panel:
             held = self._holding or state == "paused"
             _set(self.buttons["pause"], description="Resume" if held else "Pause", icon="play" if held else "pause")
             self.form.enable(state in (*ENDED, "idle"))
-            self.tryout.offer(run if state in WITH_MODEL else None)
+            self.tryout.offer(run if state in (*WITH_MODEL, "paused") else None)
             if run is not None:
                 self._show_news(run)
             say(self.status, f"{status_line(run)} {self._asked}".strip())

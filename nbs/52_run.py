@@ -14,7 +14,7 @@ import contextlib
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,14 +196,30 @@ class Run:
         return task_of(self).model if self.task is not None or self.state in ENDED else None
 
     def predict(self, inputs: Any) -> Any:
-        """The task's predictions for some inputs, by the best model.
+        """The task's predictions for some inputs: after the end by the best model, in a pause by the model as it is.
 
         Raises:
-            RunError: before the end; the training alone may touch the model then.
+            RunError: while it trains; the training alone may touch the model then.
         """
-        if self.state not in ENDED:
-            raise RunError(f"run {self.id} is {self.state}; predict when it has ended. Call wait(), or stop().")
-        return task_of(self).predict(inputs)
+        with self.at_rest() as task:
+            return task.predict(inputs)
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[Any]:
+        """The task, with a model that stays as it is inside the `with` block: after the end, or in a pause.
+
+        In a pause the training goes on afterwards as if nobody had looked; asking it to go on waits until then.
+
+        Raises:
+            RunError: while it trains.
+        """
+        if self.state in ENDED:
+            yield task_of(self)
+        elif self.state == "paused" and self._background is not None:
+            with self._background.held():
+                yield self.task
+        else:
+            raise RunError(f"run {self.id} is {self.state}; ask the model in a pause or at the end: pause() or wait().")
 
     def report(self) -> Picture:
         """The chart as a static picture, with one line that says how it went."""

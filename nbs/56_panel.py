@@ -224,7 +224,7 @@ class Panel:
             held = self._holding or state == "paused"
             _set(self.buttons["pause"], description="Resume" if held else "Pause", icon="play" if held else "pause")
             self.form.enable(state in (*ENDED, "idle"))
-            self.tryout.offer(run if state in WITH_MODEL else None)
+            self.tryout.offer(run if state in (*WITH_MODEL, "paused") else None)
             if run is not None:
                 self._show_news(run)
             say(self.status, f"{status_line(run)} {self._asked}".strip())
@@ -380,7 +380,7 @@ steps_between
 assert len(felt) == 10 and max(steps_between) <= 1
 
 # %% [markdown]
-# A pause is felt as soon. Stop, too, waits for the step in hand; then it evaluates once more and keeps two models, the best and the last. Here we let the run come to its end.
+# A pause is felt as soon, and in it the model can be asked: **Errors** and **Try it** show what it can do so far, and the training goes on afterwards as if nobody had asked. Stop, too, waits for the step in hand; then it evaluates once more and keeps two models, the best and the last. Here we let the run come to its end.
 
 # %%
 page.buttons["pause"].click()

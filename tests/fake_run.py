@@ -1,5 +1,6 @@
 """A run that computes nothing: it keeps the manners of `ftnb.run.Run`, so that widgets can be tested by themselves."""
 
+import contextlib
 import math
 import threading
 import time
@@ -78,6 +79,10 @@ class FakeRun:
 
     def predict(self, texts):
         return ["positive" for _ in texts]
+
+    @contextlib.contextmanager
+    def at_rest(self):
+        yield self.task if hasattr(self, "task") else None
 
     def _say(self, kind, **fields):
         step = fields.pop("step", self.history.step)

@@ -427,6 +427,23 @@ class TestTryout:
         assert panel.tryout.errors.disabled
         assert panel.tryout.value.value == ""  # it was the answer of another model
 
+    def test_in_a_pause_the_model_can_be_asked_until_the_run_goes_on(self, runs, monkeypatch):
+        slow(monkeypatch)
+        panel = Panel()
+        run = started(panel)
+        panel.buttons["pause"].click()
+        until(lambda: run.state == "paused" and not hidden(panel.tryout.widget))
+        panel.tryout.text.value = "a film"
+        assert "positive" in panel.tryout.value.value
+        panel.buttons["pause"].click()
+        until(lambda: run.state == "running" and hidden(panel.tryout.widget))
+
+    def test_samples_are_offered_where_the_task_writes(self, runs):
+        assert hidden(ended(Recipe()).tryout.samples)
+        panel = ended(Recipe(task="text-generation"))
+        assert not hidden(panel.tryout.samples)
+        assert not hidden(panel.tryout.text)
+
     def test_it_is_not_offered_where_nothing_was_trained(self, runs, monkeypatch):
         monkeypatch.setattr(FakeRun, "fail_with", RecipeError("no."))
         panel = Panel()

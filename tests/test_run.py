@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_stop_while_preparing(recipe):
 
 def test_a_stopped_run_keeps_best_and_last_and_predicts(recipe):
     run = Run(long(recipe)).start()
-    with pytest.raises(RunError, match="predict when it has ended"):
+    with pytest.raises(RunError, match="ask the model in a pause or at the end"):
         run.predict(["good"])
     until(lambda: run.history.best is not None)
     assert run.wait(timeout=0.01) == "running"
@@ -185,6 +186,26 @@ def test_a_stopped_run_keeps_best_and_last_and_predicts(recipe):
     assert run.wait() == "stopped"
     assert {BEST, LAST} <= {path.name for path in run.folder.iterdir()}
     assert run.predict(["the film was good"])
+
+
+def test_a_paused_run_answers_and_ends_as_if_nobody_had_asked(recipe):
+    plain = finetune(recipe, progress=False)
+    run, asked = Run(recipe), []
+    run.subscribe(lambda event: run.pause() if isinstance(event, Stepped) and event.step in (3, 7) else None)
+    run.start()
+    for _ in range(2):
+        until(lambda: run.state == "paused")
+        asked += run.predict(["the film was good"])
+        with run.at_rest() as task:
+            assert task.evaluate("valid")["loss"] > 0
+            threading.Thread(target=run.resume).start()
+            time.sleep(0.05)
+            assert run.state == "paused"  # who lets it go on waits
+        until(lambda: run.state != "paused")
+    run.wait()
+    assert asked[0].score != asked[1].score  # the model as it was then
+    assert torch.equal(weights(plain.model), weights(run.model))
+    assert not [event for event in run.events if isinstance(event, Warned) and event.code == "rng_disturbed"]
 
 
 def test_a_paused_run_ends_with_the_same_weights(recipe):

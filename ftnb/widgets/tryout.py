@@ -1,4 +1,4 @@
-"""What a panel offers when its run is over: the model's errors, and a try. Each is a line of code with its value."""
+"""What a panel offers in a pause and when its run is over: the model's errors, and a try. Each is a line of code with its value."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 
 from ftnb.run import Run
 from ftnb.tables import DataError
-from ftnb.tasks import TASKS
+from ftnb.tasks import TASKS, task_class
 from ftnb.vision.images import read_image
 from ftnb.widgets.controls import button, hint, line, named, row, say, say_code, show, stack
 from ftnb.widgets.figure import Picture
@@ -86,7 +86,7 @@ def value_html(value: Any) -> str:
 
 
 class Tryout:
-    """Controls that ask an ended run, and the line of code and the value of the one used last.
+    """Controls that ask a run that has ended or is paused, and the line of code and the value of the one used last.
 
     Args:
         attempt: calls what it is given, and says in the panel what goes wrong in it.
@@ -100,6 +100,8 @@ class Tryout:
         self._attempt, self._shown = attempt, ""
         text = "What the model gets wrong on the validation data"
         self.errors = button("errors", "Errors", "search", text)
+        text = "What the model writes for the first prompts of the validation data"
+        self.samples = button("samples", "Samples", "comments", text)
         self.text = widgets.Text(
             placeholder="type a text and press Enter", continuous_update=False, layout=widgets.Layout(flex="1 1 240px")
         )
@@ -112,10 +114,11 @@ class Tryout:
         say(self.limit, "up to 10 MB; a larger file in code: panel.run.predict(['photo.jpg'])", quiet=True)
         self.code, self.value = line("tried-code"), line("tried")
         self.code.layout.margin = "4px 0 0"
-        controls = row(self.errors, self.text, self.ask, self.upload, self.limit, classes=["ftnb-buttons"])
+        controls = row(self.errors, self.samples, self.text, self.ask, self.upload, self.limit, classes=["ftnb-buttons"])
         self.widget = stack(controls, self.code, self.value, classes=["ftnb-tryout"])
         show(self.widget, False)
         self.errors.on_click(lambda _: self._attempt(self.show_errors))
+        self.samples.on_click(lambda _: self._attempt(self.show_samples))
         self.ask.on_click(lambda _: self._attempt(self.try_text))
         self.text.observe(lambda change: self._attempt(self.try_text) if change["new"] else None, "value")
         self.upload.observe(lambda change: self._attempt(self.try_upload) if change["new"] else None, "value")
@@ -127,8 +130,9 @@ class Tryout:
         self.run = run
         self._show("", "")
         roles = TASKS[run.recipe.task].roles if run is not None else ()
-        show(self.text, "text" in roles)
-        show(self.ask, "text" in roles)
+        show(self.samples, run is not None and hasattr(task_class(run.recipe.task), "show_samples"))
+        show(self.text, "text" in roles or "prompt" in roles)
+        show(self.ask, "text" in roles or "prompt" in roles)
         show(self.upload, "image" in roles)
         show(self.limit, "image" in roles)
         self._enable(run is not None)
@@ -137,6 +141,10 @@ class Tryout:
     def show_errors(self) -> None:
         """Show what the model gets wrong."""
         self._ask("panel.run.task.show_errors()", lambda run: value_html(run.task.show_errors()))
+
+    def show_samples(self) -> None:
+        """Show what the model writes."""
+        self._ask("panel.run.task.show_samples()", lambda run: value_html(run.task.show_samples()))
 
     def try_text(self) -> None:
         """Show the prediction for the text in the field.
@@ -185,7 +193,8 @@ class Tryout:
         self._enable(False)
         shown = ("", "")
         try:
-            shown = (code, answer(run))
+            with run.at_rest():  # nobody lets a paused training go on meanwhile
+                shown = (code, answer(run))
         finally:
             if self.run is run:  # else a new run has begun meanwhile
                 self._show(*shown)
@@ -200,5 +209,5 @@ class Tryout:
         self.value.value = f'<div class="ftnb-line" style="padding-top:4px">{html}</div>' if html else ""
 
     def _enable(self, on: bool) -> None:
-        for widget in (self.errors, self.text, self.ask, self.upload):
+        for widget in (self.errors, self.samples, self.text, self.ask, self.upload):
             widget.disabled = not on
