@@ -98,15 +98,10 @@ def target_layers(model: nn.Module, targets: str = "all", new_parameters: frozen
 
 
 def merge(model: nn.Module) -> None:
-    """Fold all adapters into the weights; modules and names are then those of the original model.
-
-    Raises:
-        ValueError: if a merged weight would not be finite; the model keeps its adapters then.
-    """
-    layers = adapter_layers(model)
+    """Fold all adapters into the weights; modules and names are then those of the original model."""
     with torch.no_grad():
-        for layer in layers.values():
-            layer.merge(safe_merge=True)
+        for layer in adapter_layers(model).values():
+            layer.merge()
     remove_adapters(model)
 
 
@@ -128,7 +123,7 @@ def merged(model: nn.Module) -> Iterator[nn.Module]:
     try:
         with torch.no_grad():
             for layer in layers.values():
-                layer.merge(safe_merge=True)
+                layer.merge()
         remove_adapters(model)
         yield model
     finally:

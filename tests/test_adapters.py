@@ -20,6 +20,7 @@ from peft import (
     VeraConfig,
 )
 from torch import nn
+from typer.testing import CliRunner
 
 from ftnb import Recipe, Run, Training, finetune
 from ftnb.adapter_layers import adapter_layers, adapter_parameters
@@ -35,12 +36,15 @@ from ftnb.adapters import (
     target_layers,
     undo,
 )
+from ftnb.cli import app
 from ftnb.events import Evaluate, Finished
 from ftnb.layers import layer_groups, what_is_training
+from ftnb.rules import RecipeError
 from ftnb.saved import load_task
 from ftnb.step import build_optimizer, set_modes, set_trainable
 from ftnb.strategies import Full, Head, StrategyError, TopK, strategy_from
 from ftnb.tasks import task_class
+from ftnb.widgets.form import RecipeForm
 from tests.tiny import tiny_bert, write_csv
 from tests.tiny_images import stripe_folder, tiny_resnet
 
@@ -453,9 +457,8 @@ def test_recipes_hold_adapters_in_all_spellings(strategy):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    return {
-        "task": "text-classification", "data": write_csv(folder / "reviews.csv", 60), "model": tiny_bert(folder / "bert")
-    }  # fmt: skip
+    data, model = write_csv(folder / "reviews.csv", 60), tiny_bert(folder / "bert")
+    return {"task": "text-classification", "data": data, "model": model}
 
 
 @pytest.fixture(scope="module")
@@ -585,3 +588,33 @@ def test_a_peft_config_is_not_changed_and_a_foreign_adapter_is_respected():
     with pytest.raises(StrategyError, match="other adapters"):
         LoRA(rank=2).phases(model)
     assert len(adapter_layers(model)) == 2
+
+
+def test_the_form_shows_settings_that_are_text_and_keeps_those_that_it_cannot_show():
+    form = RecipeForm(Recipe(strategy="lora"), lambda: None)
+    options = form.fields["strategy"].options
+    assert {"full", "lora", "dora"} <= set(options)
+    assert "adapter" not in options  # a name alone does not say which
+    assert list(form._knobs) == ["rank", "alpha", "dropout", "targets", "adapter_lr", "head_lr"]
+    form._knobs["targets"].value = "query, value"
+    assert form.recipe() == Recipe(strategy=LoRA(targets="query, value"))
+    form._knobs["rank"].value = 0
+    with pytest.raises(RecipeError, match="rank must be a whole number from 1"):
+        form.recipe()
+    given = Recipe(strategy=Adapter(IA3Config(target_modules=["key"], feedforward_modules=[])))
+    form.fill(given)
+    assert form.recipe() == given
+    form.fields["strategy"].value = "full"
+    assert form.recipe() == Recipe()
+
+
+def test_the_command_line_takes_adapters_by_name(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("FTNB_RUNS", str(tmp_path / "runs"))
+    Recipe(**place, **NUMBERS).save(tmp_path / "recipe.toml")
+    words = ["run", str(tmp_path / "recipe.toml"), "--set", "strategy=lora", "--set", "strategy.rank=2"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "'name': 'lora', 'rank': 2" in result.output
+    result = CliRunner().invoke(app, [*words, "--set", "strategy.targets=qurey"])
+    assert result.exit_code == 2
+    assert "Did you mean 'query'" in result.output
