@@ -9,6 +9,7 @@ from ftnb.tasks import TASKS, task_class
 # How transformers' names for models with a head end, by task.
 HEADS = {
     "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
     "ForImageClassification": "image-classification",
     "ForObjectDetection": "object-detection",
     "ForSemanticSegmentation": "image-segmentation",

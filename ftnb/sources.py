@@ -122,6 +122,9 @@ def _read_part(part: Any, header: bool, name: str) -> Table:
         frame = pd.DataFrame({column: list(part[column]) for column in part.column_names}, dtype=object)
         for column, names in orders.items():  # −1 marks a missing label
             frame[column] = [names[i] if i is not None and i >= 0 else None for i in frame[column]]
+        for column, feature in part.features.items():  # several labels in a row, such as a tag for each word
+            if isinstance(of := getattr(feature, "feature", None), ClassLabel):
+                frame[column] = [None if ids is None else [of.names[i] for i in ids] for ids in frame[column]]
     elif isinstance(part, pd.DataFrame):
         frame = part.copy(deep=False)
     elif isinstance(part, Sequence) and all(isinstance(row, Mapping) for row in part):

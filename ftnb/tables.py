@@ -191,23 +191,31 @@ def listing(names: Sequence[Any]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _decode(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text, which must be UTF-8.
+
+    Raises:
+        DataError: if it is not there or not UTF-8; the line is named.
+    """
+    if not path.is_file():
+        raise DataError(f"file {path} not found (looked in {path.absolute().parent}).")
     raw = path.read_bytes()
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         guess = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "cp1252"
-        reader = {".tsv": "read_csv", ".csv": "read_csv"}.get(path.suffix.lower(), "read_json")
+        reader = {".csv": "read_csv", ".tsv": "read_csv", ".jsonl": "read_json"}.get(path.suffix.lower())
+        call = f"pandas.{reader}({path.name!r}, encoding={guess!r}, …)"
+        other = f", or read it yourself and pass the table: {call}" if reader else f" (it may be {guess})"
         raise DataError(
             f"{path.name}, line {line}: byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8. Save the "
-            f"file as UTF-8, or read it yourself and pass the table: pandas.{reader}({path.name!r}, "
-            f"encoding={guess!r}, …)."
+            f"file as UTF-8{other}."
         ) from None
 
 
 def _read_delimited(path: Path, header: bool) -> pd.DataFrame:
-    text = _decode(path)
+    text = read_text(path)
     first = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter == "," and "," not in first:  # spreadsheets write ';' where ',' is the decimal sign
@@ -250,7 +258,7 @@ def _numbered(reader: Any, name: str) -> tuple[list[list[str]], list[int]]:
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
     rows, lines = [], []
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

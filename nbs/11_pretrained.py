@@ -92,6 +92,7 @@ class Pretrained:
 # Per task: the class that puts a head on a backbone, and the class of what prepares its inputs.
 AUTO_CLASSES: dict[str, tuple[str, str]] = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
+    "token-classification": ("AutoModelForTokenClassification", "AutoTokenizer"),
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
 }
 BUILTIN_MODELS = ("bert-reviews", "resnet-glyphs", "vit-glyphs")

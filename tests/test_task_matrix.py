@@ -12,7 +12,7 @@ from ftnb.builtin.scenes import digit_scenes
 from ftnb.events import Changed, Evaluated
 from ftnb.saved import load_task
 from ftnb.tasks import TASKS, task_class
-from tests.tiny import tiny_bert, write_csv
+from tests.tiny import BAD, GOOD, reviews, tiny_bert, write_csv
 from tests.tiny_images import stripe_folder, stripes, tiny_resnet
 
 STRATEGIES: dict[str, Any] = {"full": "full", "head": "head", "layer-decay": {"name": "layer-decay", "decay": 0.8}}
@@ -24,6 +24,17 @@ def text_classification(folder: Path) -> dict[str, Any]:
         "model": tiny_bert(folder / "bert"),
         "ask": "the food was good",
     }
+
+
+def token_classification(folder: Path) -> dict[str, Any]:
+    """The polar words of reviews are its entities."""
+    lines = []
+    for row in reviews(60):
+        tags = [f"B-{row['label']}" if word in GOOD + BAD else "O" for word in row["text"].split()]
+        lines += [f"{word}\t{tag}" for word, tag in zip(row["text"].split(), tags, strict=True)] + [""]
+    data = folder / "entities.conll"
+    data.write_text("\n".join(lines), encoding="utf-8")
+    return {"data": str(data), "model": tiny_bert(folder / "bert"), "ask": "the food was good"}
 
 
 def image_classification(folder: Path) -> dict[str, Any]:
@@ -55,6 +66,7 @@ def image_segmentation(folder: Path) -> dict[str, Any]:
 
 TINY = {
     "text-classification": text_classification,
+    "token-classification": token_classification,
     "image-classification": image_classification,
     "object-detection": object_detection,
     "image-segmentation": image_segmentation,

@@ -40,6 +40,16 @@ TASKS: dict[str, TaskEntry] = {
         roles=("text", "label"),
         models=("google-bert/bert-base-uncased", "distilbert/distilbert-base-uncased"),
     ),
+    "token-classification": TaskEntry(
+        "ftnb.tasks.token_classification:TokenClassification",
+        data="builtin:names",
+        model="builtin:bert-reviews",
+        options=("max_length",),
+        roles=("text", "entities", "tokens", "tags"),
+        models=("google-bert/bert-base-cased", "distilbert/distilbert-base-cased"),
+        lr=2e-3,
+        num_epochs=10,
+    ),
     "image-classification": TaskEntry(
         "ftnb.tasks.image_classification:ImageClassification",
         data="builtin:digits",
