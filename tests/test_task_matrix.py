@@ -15,7 +15,12 @@ from ftnb.tasks import TASKS, task_class
 from tests.tiny import BAD, GOOD, reviews, tiny_bert, write_csv
 from tests.tiny_images import stripe_folder, stripes, tiny_resnet
 
-STRATEGIES: dict[str, Any] = {"full": "full", "head": "head", "layer-decay": {"name": "layer-decay", "decay": 0.8}}
+STRATEGIES: dict[str, Any] = {
+    "full": "full",
+    "head": "head",
+    "layer-decay": {"name": "layer-decay", "decay": 0.8},
+    "lora": {"name": "lora", "rank": 2},
+}
 
 
 def text_classification(folder: Path) -> dict[str, Any]:
