@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from ftnb.audio.clips import clip_digest, store_clips
 from ftnb.builtin.reviews import labelled_reviews
 from ftnb.sources import read_any
 from ftnb.tables import DataError, Splits, Table, clean_columns, has_header, normalise_text, select_columns
@@ -28,10 +29,10 @@ __all__ = [
 
 
 def cut_split(frame: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cut a share of the rows off, class by class, keeping rows with equal text, or an equal picture, together.
+    """Cut a share of the rows off, class by class, keeping rows with equal text, picture or recording together.
 
     Args:
-        frame: rows with the columns "text" or "image", and "label", where a task has them.
+        frame: rows with the columns "text", "image" or "audio", and "label", where a task has them.
         fraction: share of each class to cut off, between 0 and 1; a class of one text gives none.
         seed: the same seed cuts the same rows.
 
@@ -55,7 +56,9 @@ def _row_keys(frame: pd.DataFrame) -> list[Any]:
     """For each row what it must not share with a row of another split."""
     if "text" in frame:
         return [normalise_text(text) for text in frame["text"]]
-    return [image_digest(image) for image in frame["image"]] if "image" in frame else list(range(len(frame)))
+    if "image" in frame:
+        return [image_digest(image) for image in frame["image"]]
+    return [clip_digest(clip) for clip in frame["audio"]] if "audio" in frame else list(range(len(frame)))
 
 
 def load_splits(
@@ -106,8 +109,9 @@ def split_tables(
         raise DataError(f"fractions must lie between 0 and 1 (that of the test may be 0); got {given}.")
     tables = {name: select_columns(table, columns, roles) for name, table in tables.items()}
     frames = {name: clean_columns(table, columns, name) for name, table in tables.items()}
-    if "image" in roles:
-        frames = {name: store_images(frame, tables[name], name) for name, frame in frames.items()}
+    for role, store in (("image", store_images), ("audio", store_clips)):
+        if role in roles:
+            frames = {name: store(frame, tables[name], name) for name, frame in frames.items()}
     sources = {name: table.source for name, table in tables.items()}
     notices = [notice for table in tables.values() for notice in table.notices]
     if "test" in frames and "label" in roles and (frames["test"]["label"] == "").all():

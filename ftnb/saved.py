@@ -8,8 +8,13 @@ from ftnb.tasks import TASKS, task_class
 
 # How transformers' names for models with a head end, by task.
 HEADS = {
-    "ForSequenceClassification": "text-classification",
+    "ForAudioClassification": "audio-classification",
+    "ForCTC": "automatic-speech-recognition",
+    "WhisperForConditionalGeneration": "automatic-speech-recognition",
+    "ForSequenceClassification": "text-classification",  # or "audio-classification": see `task_of_folder`
     "ForTokenClassification": "token-classification",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
     "ForImageClassification": "image-classification",
     "ForObjectDetection": "object-detection",
     "ForSemanticSegmentation": "image-segmentation",
@@ -40,6 +45,8 @@ def task_of_folder(folder: str | Path) -> str:
     config = read_config(place)
     names = config.get("architectures") or [""]
     task = config.get("task") or next((of for end, of in HEADS.items() if names[0].endswith(end)), None)
+    if task == "text-classification" and (place / "preprocessor_config.json").is_file():
+        task = "audio-classification"  # wav2vec2's family calls its head by the same name
     if task not in TASKS:
         what = f"{names[0] or 'a model of unknown kind'}"
         raise ModelError(f"{folder} holds {what}, which is for none of the tasks {', '.join(map(repr, TASKS))}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Image, load_dataset, load_from_disk
 
 from ftnb.tables import SUFFIXES, DataError, Table, listing, read_file
 
@@ -117,8 +117,9 @@ def _read_part(part: Any, header: bool, name: str) -> Table:
     orders: dict[str, tuple[str, ...]] = {}
     if isinstance(part, Dataset):
         orders = {c: tuple(f.names) for c, f in part.features.items() if isinstance(f, ClassLabel)}
-        for column in [c for c, f in part.features.items() if isinstance(f, Image)]:  # decoded when it is needed
-            part = part.cast_column(column, Image(decode=False))
+        for column, feature in list(part.features.items()):
+            if isinstance(feature, Image | Audio):  # decoded when it is needed
+                part = part.cast_column(column, type(feature)(decode=False))
         frame = pd.DataFrame({column: list(part[column]) for column in part.column_names}, dtype=object)
         for column, names in orders.items():  # −1 marks a missing label
             frame[column] = [names[i] if i is not None and i >= 0 else None for i in frame[column]]

@@ -94,10 +94,12 @@ AUTO_CLASSES: dict[str, tuple[str, str]] = {
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
     "token-classification": ("AutoModelForTokenClassification", "AutoTokenizer"),
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
+    "audio-classification": ("AutoModelForAudioClassification", "AutoFeatureExtractor"),
+    "text-generation": ("AutoModelForCausalLM", "AutoTokenizer"),
 }
-BUILTIN_MODELS = ("bert-reviews", "resnet-glyphs", "vit-glyphs")
+BUILTIN_MODELS = ("bert-reviews", "resnet-glyphs", "vit-glyphs", "wav2vec2-babble", "lm-stories")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
-IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 NO_WEIGHTS = "random weights: nothing is pretrained."
 
 
@@ -136,7 +138,7 @@ def _check_folder(folder: Path) -> None:
 def _check_processor_files(folder: Path, processor_class: str) -> None:
     held = {path.name for path in folder.iterdir()}
     of_text = processor_class == "AutoTokenizer"
-    files, what = (TOKENIZER_FILES, "tokenizer") if of_text else (IMAGE_PROCESSOR_FILES, "image processor")
+    files, what = (TOKENIZER_FILES, "tokenizer") if of_text else (PROCESSOR_FILES, "processor")
     if not held.intersection(files):
         raise ModelError(f"{folder} has no {what} (one of {', '.join(files)}); copy it from the original model.")
 
@@ -151,7 +153,9 @@ find_model("builtin:bert-reviews")[1], find_model("google-bert/bert-base-uncased
 # %%
 #| export
 def _config_for(place: str, labels: Sequence[str]) -> tuple[PretrainedConfig, bool]:
-    # The configuration for our labels, and whether the checkpoint's own labels are the same.
+    # The configuration for our labels, and whether the checkpoint's own labels are the same. A task may have no labels.
+    if not labels:
+        return AutoConfig.from_pretrained(place), True
     own = AutoConfig.from_pretrained(place).id2label or {}
     same = set(own.values()) == set(labels)
     id2label = dict(own) if same else dict(enumerate(labels))
@@ -224,7 +228,8 @@ def quiet_transformers(progress: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _loading(name: str, source: str, seed: int) -> Iterator[None]:
+def loading(name: str, source: str, seed: int) -> Iterator[None]:
+    """Load quietly, with random numbers that the seed decides; whatever goes wrong becomes a ModelError with advice."""
     try:
         with quiet_transformers(progress=source == "hub"), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # a model is made on the CPU; no other device is touched
@@ -261,7 +266,7 @@ def load_pretrained(
         name: "builtin:bert-reviews" (or another built-in model), a local folder laid out as the Hub's, or a Hub id.
         task: a Hugging Face task name, for example "text-classification".
         labels: the classes. The order in `model.config.id2label` counts: it is the checkpoint's own if it has the
-            same classes.
+            same classes. None for a task without classes, such as "text-generation".
         scratch: the same architecture and tokenizer with random weights, for comparisons.
         seed: of the new parameters' random numbers.
 
@@ -274,7 +279,7 @@ def load_pretrained(
     place, source = find_model(name)
     if source != "hub":
         _check_processor_files(Path(place), AUTO_CLASSES[task][1])
-    with _loading(name, source, seed):
+    with loading(name, source, seed):
         config, same_labels = _config_for(place, labels)
         processor = processor_class.from_pretrained(place)
         if scratch:

@@ -27,6 +27,7 @@ from ftnb.data import Batches, Splits, load_splits
 from ftnb.devices import to_device
 from ftnb.metrics import Metrics, classification_metrics
 from ftnb.pretrained import ModelError, load_pretrained, quiet_transformers, refuse_untrained, trained_labels
+from ftnb.schedule import LossFunction
 from ftnb.step import Batch, Learner
 from ftnb.tables import DataError
 from ftnb.tasks.display import TextTable
@@ -137,6 +138,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def measure(model: nn.Module, batches: Batches, loss: LossFunction, metrics: Metrics) -> dict[str, float]:
+    """Loss and metrics over batches with "labels", in eval mode and float32; the loss is the mean over examples."""
+    device, total = next(model.parameters()).device, 0.0
+    metrics.to(device)
+    with evaluating(model):
+        for batch in batches.epoch():
+            on_device = to_device(batch, device)
+            value, outputs = loss(model, on_device)
+            total += value.item() * len(batch["labels"])
+            metrics.update(outputs, on_device)
+    return {"loss": total / batches.num_examples, **metrics.compute()}
 
 
 def predict_probabilities(model: nn.Module, batches: Batches, device: torch.device) -> Tensor:
@@ -338,14 +352,7 @@ class TextClassification:
         Raises:
             DataError: if there is no such split.
         """
-        batches, metrics, total = self.batches(split, batch_size), self.metrics().to(self.model.device), 0.0
-        with evaluating(self.model):
-            for batch in batches.epoch():
-                on_device = to_device(batch, self.model.device)
-                loss, outputs = cross_entropy(self.model, on_device)
-                total += loss.item() * len(batch["labels"])
-                metrics.update(outputs, on_device)
-        return {"loss": total / batches.num_examples, **metrics.compute()}
+        return measure(self.model, self.batches(split, batch_size), cross_entropy, self.metrics())
 
     def show_batch(self, n: int = 6) -> TextTable:
         """The first texts of the first training batch as the model sees them, with what padding each one costs."""

@@ -89,6 +89,7 @@ AUGMENTATIONS = ("none", "shift", "flip", "strong")
 BATCH_NORM = ("moving", "fixed")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
 BOX_FORMAT = text("how boxes are written, where the data does not say it", choices=BOX_FORMATS, optional=True)
+SECONDS = number("recordings are cut to so many seconds", above=0, optional=True)
 OF_TASK: Any = None  # the default is the task's own
 DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
@@ -112,9 +113,12 @@ class Recipe:
     batch_size: int = field(default=OF_TASK, metadata=whole("examples in one micro-batch"))
     accumulation: int = field(default=1, metadata=whole("micro-batches in one step"))
     max_length: int | None = field(default=None, metadata=whole("texts are cut to so many tokens", optional=True))
+    max_seconds: float | None = field(default=None, metadata=SECONDS)
     image_size: int | None = field(default=None, metadata=whole("side of the model's input in pixels", optional=True))
     augment: str = field(default="none", metadata=text("how pictures change in training", choices=AUGMENTATIONS))
     box_format: str | None = field(default=None, metadata=BOX_FORMAT)
+    packing: str = field(default="off", metadata=text("several texts in one row of a batch", choices=("off", "on")))
+    loss_on: str = field(default="answers", metadata=text("which tokens count", choices=("answers", "everything")))
     batch_norm: str = field(default="moving", metadata=text("BatchNorm in what trains", choices=BATCH_NORM))
     weight_decay: float = field(default=0.01, metadata=number("AdamW's decoupled weight decay", low=0, high=10))
     max_grad_norm: float = field(default=1.0, metadata=number("gradients are clipped to this norm; inf: not", above=0))

@@ -1,5 +1,6 @@
 """Every task by every strategy to every end, through the same recipe: nothing is special about a task."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 
 from ftnb import Recipe, Run
+from ftnb.builtin.instructions import instructions
 from ftnb.builtin.scenes import digit_scenes
 from ftnb.events import Changed, Evaluated
 from ftnb.saved import load_task
 from ftnb.tasks import TASKS, task_class
-from tests.tiny import BAD, GOOD, reviews, tiny_bert, write_csv
+from tests.tiny import BAD, GOOD, reviews, tiny_bert, tiny_llama, write_csv
+from tests.tiny_audio import song_folder, songs, tiny_wav2vec2, tone_folder, tones
 from tests.tiny_images import stripe_folder, stripes, tiny_resnet
 
 STRATEGIES: dict[str, Any] = {
@@ -69,12 +72,32 @@ def image_segmentation(folder: Path) -> dict[str, Any]:
     return {**rows, "model": "builtin:resnet-glyphs", "image_size": 32}
 
 
+def text_generation(folder: Path) -> dict[str, Any]:
+    rows = [json.dumps(row) for row in instructions("train", 60)]
+    (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    model = tiny_llama(folder / "llama", tied=False)  # tied, it would have no head to train alone
+    return {"data": str(folder / "train.jsonl"), "model": model, "ask": "What does a cow do?"}
+
+
+def audio_classification(folder: Path) -> dict[str, Any]:
+    ask = tones(1, seed=9)[0]["audio"]["bytes"]
+    return {"data": tone_folder(folder / "data"), "model": tiny_wav2vec2(folder / "model"), "ask": ask}
+
+
+def speech_recognition(folder: Path) -> dict[str, Any]:
+    ask = songs(1, seed=9)[0]["audio"]["bytes"]
+    return {"data": song_folder(folder / "data"), "model": tiny_wav2vec2(folder / "model"), "ask": ask}
+
+
 TINY = {
+    "audio-classification": audio_classification,
+    "automatic-speech-recognition": speech_recognition,
     "text-classification": text_classification,
     "token-classification": token_classification,
     "image-classification": image_classification,
     "object-detection": object_detection,
     "image-segmentation": image_segmentation,
+    "text-generation": text_generation,
 }
 
 

@@ -2,10 +2,20 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from ftnb.pretrained import find_model
 
 GOOD, BAD = ["good", "fine", "bright", "warm"], ["bad", "dull", "grey", "cold"]
 REST = "a the film was not very it plot cast and so they we sound light room food staff tea garden".split()
@@ -22,6 +32,29 @@ def tiny_bert(folder: Path) -> str:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **sizes)).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", model_max_length=32, **special)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_llama(folder: Path, tied: bool = True) -> str:
+    """A random Llama of two layers with the built-in tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(find_model("builtin:lm-stories")[0])
+    torch.manual_seed(7)
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    special: dict[str, Any] = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+    }
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=96, tie_word_embeddings=tied, **sizes, **special
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

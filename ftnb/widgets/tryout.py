@@ -18,6 +18,7 @@ from ftnb.widgets.figure import Picture
 from ftnb.widgets.svg import PALETTE
 
 MOST_BARS = 5  # classes whose probability is drawn; of a thousand the others are next to nothing
+UPLOADS = {"image": ("picture", "photo.jpg"), "audio": ("recording", "clip.wav")}  # by role: what a file is called
 SMALL = 96  # pixels; a picture below it is enlarged with its pixels as they are
 
 
@@ -111,7 +112,6 @@ class Tryout:
         named(hint(self.upload, "Ask the model about a picture of your own"), "ftnb-upload")
         self.limit = line("upload-limit")
         # Jupyter's server closes its connection on a message above 10 MB, and the page is not told.
-        say(self.limit, "up to 10 MB; a larger file in code: panel.run.predict(['photo.jpg'])", quiet=True)
         self.code, self.value = line("tried-code"), line("tried")
         self.code.layout.margin = "4px 0 0"
         controls = row(self.errors, self.samples, self.text, self.ask, self.upload, self.limit, classes=["ftnb-buttons"])
@@ -131,10 +131,17 @@ class Tryout:
         self._show("", "")
         roles = TASKS[run.recipe.task].roles if run is not None else ()
         show(self.samples, run is not None and hasattr(task_class(run.recipe.task), "show_samples"))
-        show(self.text, "text" in roles or "prompt" in roles)
-        show(self.ask, "text" in roles or "prompt" in roles)
-        show(self.upload, "image" in roles)
-        show(self.limit, "image" in roles)
+        typed = "audio" not in roles and ("text" in roles or "prompt" in roles)  # of speech, text is the answer
+        show(self.text, typed)
+        show(self.ask, typed)
+        kind = next((kind for kind in UPLOADS if kind in roles), None)
+        if kind is not None:
+            noun, example = UPLOADS[kind]
+            self.upload.description, self.upload.accept = f"Try a {noun}", f"{kind}/*"
+            hint(self.upload, f"Ask the model about a {noun} of your own")
+            say(self.limit, f"up to 10 MB; a larger file in code: panel.run.predict([{example!r}])", quiet=True)
+        show(self.upload, kind is not None)
+        show(self.limit, kind is not None)
         self._enable(run is not None)
         show(self.widget, run is not None)
 
@@ -160,10 +167,10 @@ class Tryout:
             self._ask(code, lambda run: value_html(run.predict([text])[0]))
 
     def try_upload(self) -> None:
-        """Show the prediction for the picture that was uploaded: as the task draws it, or its probabilities.
+        """Show the prediction for the file that was uploaded: as the task draws it, or beside the picture or player.
 
         Raises:
-            DataError: if the file is no picture, or cannot be read.
+            DataError: if the file is no picture (or recording), or cannot be read.
         """
         found = uploaded(self.upload)
         forget_upload(self.upload)
@@ -174,12 +181,17 @@ class Tryout:
         code = f"panel.run.task.show_prediction({name!r})" if draws else f"panel.run.predict([{name!r}])"
 
         def answer(run: Run) -> str:
-            image = read_image({"path": name, "bytes": content})
-            if draws:
-                return value_html(run.task.show_prediction(image))
+            if "audio" in TASKS[run.recipe.task].roles:
+                from ftnb.audio.show import clip_html  # brings soundfile, which only recordings need
+
+                seen, thing = clip_html(content, name), content
+            else:
+                thing = read_image({"path": name, "bytes": content})
+                if draws:
+                    return value_html(run.task.show_prediction(thing))
+                seen = thumbnail_html(thing, name)
             style = "display:flex;flex-wrap:wrap;gap:8px 16px;align-items:center"
-            shown = thumbnail_html(image, name), f"<div>{value_html(run.predict([image])[0])}</div>"
-            return f'<div style="{style}">{"".join(shown)}</div>'
+            return f'<div style="{style}">{seen}<div>{value_html(run.predict([thing])[0])}</div></div>'
 
         self._ask(code, answer)
 

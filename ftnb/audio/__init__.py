@@ -1,0 +1,1 @@
+"""Recordings: reading, sources, listening, backbones."""
