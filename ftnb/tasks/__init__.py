@@ -36,8 +36,8 @@ TASKS: dict[str, TaskEntry] = {
         "ftnb.tasks.text_classification:TextClassification",
         data="builtin:reviews",
         model="builtin:bert-reviews",
-        options=("max_length",),
-        roles=("text", "label"),
+        options=("max_length", "label_separator"),
+        roles=("text", "label", "text_pair"),
         models=("google-bert/bert-base-uncased", "distilbert/distilbert-base-uncased"),
     ),
     "token-classification": TaskEntry(
@@ -68,8 +68,8 @@ TASKS: dict[str, TaskEntry] = {
         roles=("audio", "text"),
         models=("facebook/wav2vec2-base-960h", "openai/whisper-tiny"),
         lr=1.5e-3,
-        num_epochs=10,
-        batch_size=8,
+        num_epochs=8,
+        batch_size=4,
     ),
     "text-generation": TaskEntry(
         "ftnb.tasks.text_generation:TextGeneration",
@@ -79,7 +79,7 @@ TASKS: dict[str, TaskEntry] = {
         roles=("prompt", "completion", "messages", "instruction", "input", "output"),
         models=("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B-Base"),
         lr=1e-3,
-        num_epochs=5,
+        num_epochs=10,
     ),
     "image-classification": TaskEntry(
         "ftnb.tasks.image_classification:ImageClassification",

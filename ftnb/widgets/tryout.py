@@ -1,4 +1,4 @@
-"""What a panel offers in a pause and when its run is over: the model's errors, and a try. Each is a line of code with its value."""
+"""What a panel offers in a pause and at the end: errors, samples, and a try. Each is a line of code with its value."""
 
 import base64
 import io
@@ -114,7 +114,8 @@ class Tryout:
         # Jupyter's server closes its connection on a message above 10 MB, and the page is not told.
         self.code, self.value = line("tried-code"), line("tried")
         self.code.layout.margin = "4px 0 0"
-        controls = row(self.errors, self.samples, self.text, self.ask, self.upload, self.limit, classes=["ftnb-buttons"])
+        asked = (self.errors, self.samples, self.text, self.ask, self.upload, self.limit)
+        controls = row(*asked, classes=["ftnb-buttons"])
         self.widget = stack(controls, self.code, self.value, classes=["ftnb-tryout"])
         show(self.widget, False)
         self.errors.on_click(lambda _: self._attempt(self.show_errors))
@@ -181,6 +182,7 @@ class Tryout:
         code = f"panel.run.task.show_prediction({name!r})" if draws else f"panel.run.predict([{name!r}])"
 
         def answer(run: Run) -> str:
+            thing: Any
             if "audio" in TASKS[run.recipe.task].roles:
                 from ftnb.audio.show import clip_html  # brings soundfile, which only recordings need
 
