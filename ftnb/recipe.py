@@ -26,6 +26,7 @@ __all__ = [
     "BATCH_NORM",
     "BOX_FORMATS",
     "BOX_FORMAT",
+    "SEPARATOR",
     "SECONDS",
     "OF_TASK",
     "DEVICES",
@@ -78,6 +79,7 @@ AUGMENTATIONS = ("none", "shift", "flip", "strong")
 BATCH_NORM = ("moving", "fixed")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
 BOX_FORMAT = text("how boxes are written, where the data does not say it", choices=BOX_FORMATS, optional=True)
+SEPARATOR = text("what stands between several labels in a cell", optional=True, example=";")
 SECONDS = number("recordings are cut to so many seconds", above=0, optional=True)
 OF_TASK: Any = None  # the default is the task's own
 DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
@@ -101,6 +103,7 @@ class Recipe:
     batch_size: int = field(default=OF_TASK, metadata=whole("examples in one micro-batch"))
     accumulation: int = field(default=1, metadata=whole("micro-batches in one step"))
     max_length: int | None = field(default=None, metadata=whole("texts are cut to so many tokens", optional=True))
+    label_separator: str | None = field(default=None, metadata=SEPARATOR)
     max_seconds: float | None = field(default=None, metadata=SECONDS)
     image_size: int | None = field(default=None, metadata=whole("side of the model's input in pixels", optional=True))
     augment: str = field(default="none", metadata=text("how pictures change in training", choices=AUGMENTATIONS))
@@ -300,7 +303,7 @@ def write_toml(recipe: Recipe, comments: bool) -> str:
         elif value not in (None, {}):
             values.append(f"{key} = {toml_value(value)}{note}")
         elif comments and value is None:
-            values.append(f"# {key} = {toml_value(rule.choices[0]) if rule.choices else 100}{note}; off")
+            values.append(f"# {key} = {toml_value(rule.choices[0] if rule.choices else rule.example)}{note}; off")
     return "\n".join([*values, *tables]) + "\n"
 
 

@@ -30,6 +30,7 @@ class Rule:
         choices: the only texts allowed; empty allows all.
         pattern: a regular expression that a text must match as a whole; `help` says the same in words.
         optional: whether None is allowed; it means "off", and a file leaves the setting out.
+        example: what a recipe with comments shows for a setting that is off and has no choices.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Rule:
     choices: tuple[str, ...] = ()
     pattern: str | None = None
     optional: bool = False
+    example: Any = 100
 
     def expects(self) -> str:
         """The rule in words, for an error: 'a whole number, at least 1'."""

@@ -151,7 +151,7 @@ def clean_columns(table: Table, columns: Mapping[str, str | int], split: str) ->
         DataError: if a cell that should be text is something else; split, row and column are named.
     """
     cleaned = table.frame.astype(object).copy()
-    for role in {"text", "label"} & set(cleaned.columns):
+    for role in {"text", "text_pair", "label"} & set(cleaned.columns):
         place = f"{split} ({table.source}), row {{}}, column {columns.get(role, role)!r}"
         values = [_clean(value, role, place.format(row)) for row, value in table.frame[role].items()]
         cleaned[role] = pd.Series(values, index=cleaned.index, dtype=object)
@@ -163,7 +163,7 @@ def _clean(value: Any, role: str, place: str) -> str:
         return ""
     if isinstance(value, str):
         return value.strip() if role == "label" else value
-    if role == "text":
+    if role != "label":
         raise DataError(f"{place}: expected text, got {type(value).__name__} {value!r}.")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

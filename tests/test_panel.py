@@ -132,7 +132,7 @@ class TestTasks:
     def test_another_task_brings_its_data_model_roles_and_settings(self, runs):
         panel = Panel()
         form = panel.form
-        assert set(form.settings) == {"max_length"}
+        assert set(form.settings) == {"max_length", "label_separator"}
         choose(panel, "image-classification")
         entry = TASKS["image-classification"]
         assert panel.recipe == Recipe(task="image-classification")
