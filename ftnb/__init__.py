@@ -24,6 +24,7 @@ _HOMES = {
     "LayerDecay": "ftnb.strategies",
     "TopK": "ftnb.strategies",
     "TextClassification": "ftnb.tasks.text_classification",
+    "TextGeneration": "ftnb.tasks.text_generation",
     "TokenClassification": "ftnb.tasks.token_classification",
 }
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ftnb.run import Run, finetune
     from ftnb.strategies import LPFT, Full, Head, LayerDecay, TopK
     from ftnb.tasks.text_classification import TextClassification
+    from ftnb.tasks.text_generation import TextGeneration
     from ftnb.tasks.token_classification import TokenClassification
     from ftnb.train import Learner, Training
 

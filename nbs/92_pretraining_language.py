@@ -31,6 +31,30 @@ from ftnb.tasks.text_generation import TextGeneration
 from ftnb.train import Training
 
 # %%
+import itertools
+import math
+
+import matplotlib.pyplot as plt
+
+import ftnb
+from ftnb.builtin.instructions import facts
+from ftnb.language.generation import generate
+from ftnb.language.models import load_language_model
+
+# %% [markdown]
+# ## The text
+#
+# A language model learns what its text repeats. Ours repeats three things: who has what (said again within a story), facts that hold in all stories (a cow moos), and words that one person says after another. All of it is generated, so it costs nothing and nobody's text is in it.
+
+# %%
+list(itertools.islice(stories(6, seed=3), 6))
+
+# %% [markdown]
+# ## The tokenizer
+#
+# Byte pair encoding starts from the 256 bytes and joins, again and again, the pair that stands beside each other most often. So no text is unknown to it, and words that are frequent end up as one token. Five special tokens come on top: padding, the end, and marks for the three roles of a conversation. The roles' marks are in no story: what they mean is learned in fine-tuning.
+
+# %%
 #| export
 END, PAD, ROLES = "<|end|>", "<|pad|>", ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -66,6 +90,15 @@ def build_tokenizer(num_documents: int = 2000, vocab_size: int = 1024) -> PreTra
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+# %%
+tokenizer = build_tokenizer()
+[tokenizer.tokenize(text) for text in (" Mia has a purple umbrella.", " Zürich")]
+
+# %% [markdown]
+# ## The model and its settings
+#
+# A Llama of three layers. Its output matrix is its embedding matrix: a fifth of so small a model would otherwise be spent twice.
 
 # %%
 #| export
@@ -122,6 +155,20 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: LanguagePretraining)
     return LlamaForCausalLM(config)
 
 # %%
+settings = LanguagePretraining(num_documents=400, probe_every=20)
+model = new_model(tokenizer, settings)
+sum(p.numel() for p in model.parameters()), tokenizer.vocab_size * 128 / sum(p.numel() for p in model.parameters())
+
+# %% [markdown]
+# ## The objective
+#
+# Stories stand one after the other, each with an end token, cut into rows of 128 tokens. Every token is a target:
+#
+# $$\mathcal{L}(\theta) = -\frac{1}{T-1}\sum_{t=2}^{T} \log p_\theta(x_t \mid x_{<t})$$
+#
+# Before any training all tokens are about equally likely, so the loss is about the logarithm of their number.
+
+# %%
 #| export
 def text_rows(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], row_length: int) -> Tensor:
     """Texts one after the other, each with an end token, cut into rows of equal length, shape (rows, row_length).
@@ -136,6 +183,18 @@ def next_token_loss(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
     """The mean cross-entropy of each token given those before it in its row, in nats; `rows` of shape (B, T)."""
     logits = model(rows, use_cache=False).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+# %%
+rows = text_rows(tokenizer, stories(40), 128)
+next_token_loss(model, rows[:8]).item(), math.log(len(tokenizer))
+
+# %%
+assert abs(next_token_loss(model, rows[:8]).item() - math.log(len(tokenizer))) < 1
+
+# %% [markdown]
+# ## What to watch beside the loss
+#
+# Much of a story is chance (whose name comes next?), and no model can learn it. So the loss falls a little and then stays, whatever is learned. Better to ask for what can be known: a text is begun, and its last word must come out. "Facts" stand in no text but in the stories read before; "read" stands in the text itself.
 
 # %%
 #| export
@@ -168,6 +227,9 @@ def cloze_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
         right[row["kind"] in READ].append(float(torch.equal(guesses, ids[0, start:])))
     model.train(was_training)
     return {"read": round(statistics.mean(right[True]), 4), "facts": round(statistics.mean(right[False]), 4)}
+
+# %%
+{row["kind"]: cloze(row) for row in instructions("test", 14) if row["kind"] != "repeat"}
 
 # %%
 #| export
@@ -212,6 +274,17 @@ def pretrain(
                 **cloze_accuracy(model, tokenizer, seed=100),
             }
             losses = []
+
+# %%
+list(pretrain(model, tokenizer, settings))
+
+# %% [markdown]
+# ## What fine-tuning makes of it
+#
+# The measure that counts is how the model does *after* fine-tuning, against the same network from random numbers. The test asks for facts that are in no training instruction. Whoever has not read the stories cannot know them.
+
+# %%
+{split: list(facts("sound", split).items())[:3] for split in ("train", "valid", "test")}
 
 # %%
 #| export
@@ -296,3 +369,145 @@ def main(arguments: list[str] | None = None, report: Callable[[str], None] = pri
 
 if __name__ == "__main__" and __spec__ is not None:  # with `python -m`; in a notebook there is no __spec__
     main()
+
+# %% [markdown]
+# The shipped checkpoint was made by `python -m ftnb.pretraining_language FOLDER`, with nothing else. The hash identifies the file:
+
+# %%
+shipped = Path(ftnb.__file__).parent / "weights" / "lm-stories"
+log = json.loads((shipped / "training_log.json").read_text())
+log["settings"], weights_hash(shipped) == log["sha256"]
+
+# %%
+assert weights_hash(shipped) == log["sha256"] and log["settings"] == asdict(LanguagePretraining())
+
+# %% [markdown]
+# ## The experiment: does it transfer?
+#
+# **Claim.** Fine-tuned on 168 instructions, the pretrained model answers questions for facts that no instruction told it; from random numbers the same network does not. Five fresh seeds of instructions, whose scores come with the checkpoint. Beside them one run of each kind from now, on a seed of its own. The claim would be refuted if the two met.
+
+# %%
+table = json.loads((shipped / "scores.json").read_text())
+now = {
+    "fine-tuned": finetuned_accuracy(shipped, seed=2001, num_test=84),
+    "from scratch": finetuned_accuracy(shipped, seed=2001, pretrained=False, num_test=84),
+}
+now
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 2.8), dpi=80, layout="constrained")
+for i, (start, colour) in enumerate((("fine-tuned", "tab:blue"), ("from scratch", "tab:orange"))):
+    for x, what in enumerate(("facts", "read", "all")):
+        values = table[f"{start}, {what}"]["values"]
+        ax.scatter([x + 0.2 * i - 0.1] * len(values), values, color=colour, alpha=0.6, label=start if x == 0 else None)
+        ax.scatter([x + 0.2 * i - 0.1], [now[start][what]], color=colour, marker="x", s=60)
+ax.set(xticks=range(3), xlabel="the answer stands …", ylabel="exactly right", ylim=(-0.03, 1))
+ax.set(title="Test answers, five seeds (cross: the run above)")
+ax.set_xticklabels(["only in the stories (facts)", "in the prompt (read)", "all"])
+ax.legend(frameon=False)
+plt.show()
+
+# %%
+assert min(table["fine-tuned, facts"]["values"]) > max(table["from scratch, facts"]["values"]) + 0.5
+assert now["fine-tuned"]["facts"] > now["from scratch"]["facts"] + 0.5
+
+# %% [markdown]
+# ## The story: circuits that come late
+#
+# To go on with "Mia has a red ball … Mia has a red" a model must find the earlier "red" and copy what followed. Elhage et al. (2021) and Olsson et al. (2022) found attention heads that do just this, *induction heads*, and saw them appear in one short stretch of training, in models of every size; the loss has a bump there. What does our log show? Facts are nearly all there a little after the middle of the training. Finishing what stands in the text stays near the level of a guess:
+
+# %%
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), dpi=80, layout="constrained")
+steps = [row["step"] for row in log["rows"]]
+left.plot(steps, [row["loss"] for row in log["rows"]], label="text as it is read")
+left.plot(steps, [row["held_out_loss"] for row in log["rows"]], label="other stories")
+left.set(xlabel="step", ylabel="nats per token", title="Loss", ylim=(0.8, 2.2))
+left.legend(frameon=False)
+for what in ("facts", "read"):
+    right.plot(steps, [row[what] for row in log["rows"]], label=what)
+right.set(xlabel="step", ylabel="right last word", title="Sentences finished", ylim=(0, 1.05))
+right.legend(frameon=False)
+plt.show()
+
+# %%
+last = log["rows"][-1]
+known_at = next(row["step"] for row in log["rows"] if row["facts"] > 0.9)
+known_at / last["step"], last["facts"], last["read"]
+
+# %%
+assert 0.5 < known_at / last["step"] < 0.7 and last["facts"] > 0.9 and last["read"] < 0.5
+
+# %% [markdown]
+# Is there no copying at all? In the stories, what one person says another often says again. We let the model do that with a list of words, with a sentence of the form it knows, and with the same words in another order:
+
+# %%
+pretrained = load_language_model("builtin:lm-stories").model
+
+def repeats(sentence: str) -> str:
+    ids = tokenizer(f" Ida says: {sentence} Leo says:")["input_ids"]
+    (written,) = generate(pretrained, [ids], stop=[tokenizer.eos_token_id], pad_id=0, max_new_tokens=12)
+    return tokenizer.decode(written).partition(".")[0].strip() + "."
+
+sentences = ("ball red drum Mia garden.", "Mia has a green spoon.", "spoon green a has Mia.")
+said = {sentence: repeats(sentence) for sentence in sentences}
+said
+
+# %%
+assert [text == again for text, again in said.items()] == [False, True, False]
+
+# %% [markdown]
+# It has a rule for one form: name, colour and thing go into their places. That is why it learns the instruction "Repeat: …" at once, and not who of two people has what. Copying as such has not come. With several times as much text it might; we stopped short of ten minutes.
+#
+# ## What was tried
+#
+# On development seeds (text 101 to 104, instructions 500 to 502), in the order of trying; the runs differ in more than one thing, so they compare only roughly.
+#
+# | tried | facts | read |
+# |---|---|---|
+# | 4 layers, 404 steps of 32 rows, rate 2e-3, few sentences said again | 0.71 | 0.20 |
+# | 4 layers, steps of 16 rows, more said again, stopped at step 500 | 0.70 | 0.15 |
+# | 3 layers, rate 4e-3, still more said again, fewer facts, stopped at step 1,100 | 0.90 | 0.23 |
+# | 3 layers, rate 3e-3, a quarter of the texts are lists said again, stopped at step 900 | 0.53 | 0.28 |
+# | the last one with half as many lists and rate 4e-3, 2,142 steps: the checkpoint | 1.00 | 0.28 |
+#
+# Lists alone, and rotary positions with a base of 100 in place of 10,000, brought no copying within 400 steps either. The settings of fine-tuning were chosen on validation instructions: rates of 5e-4, 1e-3, 3e-3 and 6e-3, five or ten epochs.
+#
+# ## Exercises
+#
+# **1 (easy).** Write `perplexity`: among how many equally likely tokens would one have to choose, to lose as much?
+
+# %% tags=["exercise"]
+def perplexity(loss: float) -> float:
+    ...  # your code here
+
+# %% tags=["solution"]
+def perplexity(loss: float) -> float:
+    return math.exp(loss)
+
+# %%
+assert abs(perplexity(math.log(20)) - 20) < 1e-9
+round(perplexity(log["rows"][0]["held_out_loss"]), 1), round(perplexity(last["held_out_loss"]), 1)
+
+# %% [markdown]
+# **2 (medium).** Byte pair encoding in a few lines: write `best_pair`, the pair of neighbours that occurs most often in a list of words, each a list of pieces.
+
+# %% tags=["exercise"]
+def best_pair(words: list[list[str]]) -> tuple[str, str]:
+    ...  # your code here
+
+# %% tags=["solution"]
+def best_pair(words: list[list[str]]) -> tuple[str, str]:
+    pairs = [pair for word in words for pair in itertools.pairwise(word)]
+    return max(set(pairs), key=pairs.count)
+
+# %%
+assert best_pair([list("moo"), list("mood"), list("boot")]) == ("o", "o")
+
+# %% [markdown]
+# ## Summary
+# - A language model learns what its text repeats; what is chance in the text stays in the loss for ever.
+# - Measure what can be known (sentences to finish), not the loss alone.
+# - What pretraining put there, 168 instructions bring out: facts that no instruction told, on every seed.
+# - What it did not put there, they do not bring: this model cannot keep two people apart.
+#
+# **What next:** lesson 39 fine-tunes this model. For text of your own, replace `stories`, and let the tokenizer be trained on it. **Sources:** Radford et al. (2019), "Language models are unsupervised multitask learners"; Sennrich et al. (2016), byte pair encoding, arXiv:1508.07909; Touvron et al. (2023), "LLaMA", arXiv:2302.13971; Eldan and Li (2023), "TinyStories", arXiv:2305.07759; Olsson et al. (2022), "In-context learning and induction heads", arXiv:2209.11895; Karpathy, llama2.c.

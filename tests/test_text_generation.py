@@ -13,6 +13,7 @@ from ftnb.events import Stepped, Warned
 from ftnb.language.examples import IGNORE
 from ftnb.layers import layer_groups
 from ftnb.pretrained import ModelError
+from ftnb.recipe import RecipeError
 from ftnb.saved import load_task
 from ftnb.strategies import Full, Head, LayerDecay, StrategyError, TopK
 from ftnb.tables import DataError
@@ -75,6 +76,18 @@ def test_packing_gives_fewer_rows_and_the_same_sum_of_losses(tiny):
     assert sums[0][0] == pytest.approx(sums[1][0], rel=1e-5)
     assert packed.evaluate("train", num_answers=0)["loss"] == pytest.approx(sums[0][0] / sums[0][1], rel=1e-5)
     assert len(packed.answers("train", 3)) == 3
+
+
+def test_a_recipe_may_pack(tiny, tmp_path):
+    recipe = Recipe(task="text-generation", data=ROWS, model=tiny, packing="on", num_epochs=1, device="cpu")
+    run = Run(recipe, tmp_path / "run").start()
+    assert run.wait(60) == "done"
+    assert "position_ids" in run.task.encoded["train"].column_names
+    assert run.history.best is not None
+    with pytest.raises(RecipeError, match="packing must be one of 'off', 'on'"):
+        recipe.replace(packing="yes")
+    with pytest.raises(RecipeError, match="packing is no setting of text-classification"):
+        Recipe(packing="on")
 
 
 def test_everything_may_count(tiny):
