@@ -17,9 +17,9 @@ from ftnb.train import Training
 pytestmark = pytest.mark.realdata
 
 STORY = (
-    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a "
-    'big red ball. She wanted to play with it, but it was too high. Her mom said, "Lily, let\'s go home." Lily was sad '
-    "and went home with her mom."
+    "Tom had a small dog. The dog liked to run in the garden and dig in the mud. One day, Tom could not find his shoe. He "
+    "looked under the bed and behind the door. Then he saw the dog with the shoe in its mouth. Tom laughed and said, "
+    '"Give it back, please!" The dog wagged its tail and they were both happy.'
 )
 
 
@@ -41,13 +41,13 @@ def test_the_converted_model_knows_stories_and_goes_on_with_them(stories260k):
     random = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(stories260k))
     trained, untrained = loss_on(model, tokenizer, STORY), loss_on(random, tokenizer, STORY)
     print(f"loss on a story: {trained:.2f}, random weights {untrained:.2f}")
-    # A model of this size ends near 1.3 nats a token on such stories (its model card); a wrong layout gives above 4.
+    # 1.32 measured; with the rotary features in llama2.c's order instead of transformers' 4.6, with random weights 6.3
     assert trained < 1.6
     assert untrained > 5.5
     ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("Once upon a time")["input_ids"]]])
     written = tokenizer.decode(model.generate(ids, max_new_tokens=30, do_sample=False)[0], skip_special_tokens=True)
     print(written)
-    assert "there was a little" in written
+    assert "there was a little girl named Lily" in written  # what other programs write with this model, too
 
 
 def test_fine_tuning_on_real_instructions_beats_the_frequencies_of_their_tokens(stories260k, test_data, tmp_path):
@@ -66,5 +66,6 @@ def test_fine_tuning_on_real_instructions_beats_the_frequencies_of_their_tokens(
         pass
     after = task.evaluate("test", num_answers=0)["loss"]
     print(f"loss of an answer token: {before:.2f} before, {after:.2f} after; frequencies alone {unigram:.2f}")
+    # Two epochs of 450 instructions: 4.7 before, 2.5 after, frequencies alone 4.6
     assert after < unigram - 1.0
     assert after < before - 1.0
