@@ -17,9 +17,9 @@ from ftnb.train import Training
 pytestmark = pytest.mark.realdata
 
 STORY = (
-    "Tom had a small dog. The dog liked to run in the garden and dig in the mud. One day, Tom could not find his shoe. He "
-    "looked under the bed and behind the door. Then he saw the dog with the shoe in its mouth. Tom laughed and said, "
-    '"Give it back, please!" The dog wagged its tail and they were both happy.'
+    "Tom had a small dog. The dog liked to run in the garden and dig in the mud. One day, Tom could not find his shoe. "
+    "He looked under the bed and behind the door. Then he saw the dog with the shoe in its mouth. Tom laughed and "
+    'said, "Give it back, please!" The dog wagged its tail and they were both happy.'
 )
 
 
