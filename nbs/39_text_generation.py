@@ -3,7 +3,7 @@
 #
 # > A language model that answers: loss on the answers alone, packing, sample answers, and what the model forgets.
 #
-# At the end you can bring your own prompts and answers into a training, say which tokens it learns from, choose between full fine-tuning and LoRA with a measured price for each, and recognise a chat template that was applied twice. Runs in about 45 s on a CPU.
+# At the end you can bring your own prompts and answers into a training, say which tokens it learns from, choose between full fine-tuning and LoRA with a measured price for each, and recognise a chat template that was applied twice. Runs in about 40 s on a CPU.
 
 # %%
 #| default_exp tasks.text_generation
@@ -592,10 +592,10 @@ except DataError as error:
 
 # %%
 asked = instructions("valid", 7, seed=1)[:4]
-training = Training(task.learner(batch_size=16), lr=1e-3, num_epochs=6)
+training = Training(task.learner(batch_size=16), lr=1e-3, num_epochs=5)
 said = {}
 for event in training:
-    if event.kind == "evaluated" and event.epoch in (1, 3, 6):
+    if event.kind == "evaluated" and event.epoch in (1, 3, 5):
         said[f"epoch {event.epoch:.0f}"] = task.predict([row["prompt"] for row in asked], max_new_tokens=16)
 
 # %%
@@ -633,7 +633,7 @@ def story_loss(model: nn.Module) -> float:
 
 def tuned(seed: int, strategy: Any, loss_on: str = "answers") -> tuple[TextGeneration, dict[str, float]]:
     task = TextGeneration.prepare(instruction_splits(seed), "builtin:lm-stories", loss_on=loss_on)
-    training = Training(task.learner(batch_size=16, seed=seed), strategy, lr=1e-3, num_epochs=5, seed=seed)
+    training = Training(task.learner(batch_size=16, seed=seed), strategy, lr=1e-3, num_epochs=4, seed=seed)
     for _ in training:
         pass
     task.loss_on = "answers"  # measured alike
@@ -659,7 +659,7 @@ gains
 assert min(gains) > 0.1
 
 # %% [markdown]
-# As expected, and by much. The means agree on every seed. But this is about prompts that are long and answers that are short and few. With long answers and few examples a little loss on the prompts can help (Shi et al., 2024), so measure it on your own data: `loss_on="everything"` is one setting. Note also which model forgot less: the one that went on reading stories in its prompts.
+# As expected, and by much, on every seed. But this is about prompts that are long and answers that are short and few. With long answers and few examples a little loss on the prompts can help (Shi et al., 2024), so measure it on your own data: `loss_on="everything"` is one setting.
 
 # %% [markdown]
 # ## Experiment 2: full or LoRA, and what is forgotten
@@ -699,7 +699,7 @@ axes[1].set(title="Loss on unread stories (dashed: before)", ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# LoRA answers about as well with a twelfth of the weights. But the last part of the expectation is *refuted* here: LoRA forgot more, not less, on each of the seeds. Why? A low-rank change need not be a small one. Here is how far the matrices inside the blocks have moved, against their own length:
+# With a twelfth of the weights LoRA answers as well or better. But the last part of the expectation is *refuted* here: LoRA forgot more, not less, on each of the seeds. Why? A low-rank change need not be a small one. Here is how far the matrices inside the blocks have moved, against their own length:
 
 # %%
 def moved(model: Any) -> float:
@@ -803,7 +803,7 @@ with open(folder / "train.jsonl", "w") as file:
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
         file.write(json.dumps({"messages": messages}) + "\n")
 task = TextGeneration.prepare(folder / "train.jsonl", "builtin:lm-stories")  # a tenth is kept for validation
-for _ in Training(task.learner(), Full(), lr=1e-3, num_epochs=8):
+for _ in Training(task.learner(), Full(), lr=1e-3, num_epochs=6):
     pass
 task.save(folder / "model")
 with quiet_transformers():

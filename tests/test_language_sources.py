@@ -329,6 +329,8 @@ class TestGeneration:
         ids = tokenizer(" Mia.")["input_ids"]
         cut, done = read_answers([ids, [*ids, tokenizer.eos_token_id]], tokenizer, [tokenizer.eos_token_id])
         assert (str(cut), str(done)) == ("Mia. …", "Mia.")
+        (none,) = read_answers([[tokenizer.eos_token_id]], tokenizer, [tokenizer.eos_token_id])
+        assert (none.text, str(none)) == ("", "(nothing)")
         assert same_answer("It is  cold.\n", "It is cold.")
         assert not same_answer("It is hot.", "It is cold.")
 

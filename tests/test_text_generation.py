@@ -4,7 +4,14 @@ import time
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaForCausalLM,
+    Qwen3Config,
+    pipeline,
+)
 
 from ftnb import Recipe, Run
 from ftnb.adapters import LoRA
@@ -135,6 +142,36 @@ WORDY = [{**row, "completion": row["completion"] * 9} for row in ROWS]
 def test_whatever_is_doubtful_is_counted(tiny, rows, kinds, expected):
     warnings = TextGeneration.prepare(rows, tiny, **kinds).warnings
     assert any(expected in warning for warning in warnings), warnings
+
+
+SMALL = {"vocab_size": 1024, "max_position_embeddings": 96, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}
+OTHERS = {
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, **SMALL),
+    "qwen3": Qwen3Config(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=8, **SMALL,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_classes_of_larger_models_take_the_same_way(tiny, tmp_path, kind):
+    AutoModelForCausalLM.from_config(OTHERS[kind]).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
+    plain = TextGeneration.prepare(ROWS, str(tmp_path))
+    packed = TextGeneration.prepare(ROWS, str(tmp_path), packing="on")
+    losses = [task.evaluate("train", num_answers=0)["loss"] for task in (plain, packed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    row = next(packed.batches("train", 4).epoch())
+    assert answer_loss(packed.model, row)[0].item() == pytest.approx(losses[0], abs=0.05)
+    training = Training(packed.learner(4), LoRA(2), lr=1e-3, num_epochs=1, device="cpu")
+    assert training.step().loss > 0
+    assert len(packed.predict(["What is 3?"], max_new_tokens=3)) == 1
+
+
+def test_without_a_network_a_name_on_the_hub_says_what_to_do():
+    with pytest.raises(ModelError, match="the Hub cannot be reached.*HF_ENDPOINT"):
+        TextGeneration.prepare(ROWS, "Qwen/Qwen3-0.6B-Base")
 
 
 def test_an_encoder_is_refused_because_it_looks_ahead(tmp_path):

@@ -25,7 +25,7 @@ class Answer:
     num_tokens: int
 
     def __str__(self) -> str:
-        return self.text if self.finished else f"{self.text} …"
+        return self.text or "(nothing)" if self.finished else f"{self.text} …"
 
 
 def generate(
