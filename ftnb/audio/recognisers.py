@@ -64,9 +64,11 @@ class Recogniser:
         """Samples a second that the model expects."""
         return int(self.extractor.sampling_rate)
 
-    def spell(self, text: str) -> str:
-        """A normalised transcript as the model's vocabulary writes it."""
-        return text.upper() if self.upper else text
+    def labels(self, text: str) -> list[int]:
+        """What a normalised transcript is to the model: letters, or tokens up to the one that ends a text."""
+        ids: list[int] = self.tokenizer(text.upper() if self.upper else text).input_ids
+        starts = not self.ctc and ids[:1] == [self.model.config.decoder_start_token_id]
+        return ids[1:] if starts else ids  # the model puts that token in front itself
 
 
 def load_recogniser(name: str, transcripts: Iterable[str], *, scratch: bool = False, seed: int = 0) -> Recogniser:

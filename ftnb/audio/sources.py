@@ -16,7 +16,8 @@ from ftnb.sources import SPLIT_NAMES, read_any
 from ftnb.tables import DataError, Splits, Table, has_header, listing, read_file, read_text
 
 BUILTIN_COMMANDS, BUILTIN_DIGITS = "builtin:commands", "builtin:spoken-digits"
-SIZES = {"train": 400, "valid": 200, "test": 400}  # clips of the built-in sets
+COMMAND_CLIPS = {"train": 200, "valid": 100, "test": 200}
+DIGIT_CLIPS = {"train": 200, "valid": 50, "test": 100}
 TABLES = (
     "metadata.csv",
     "metadata.jsonl",
@@ -96,7 +97,7 @@ def read_recordings(data: Any, *, header: bool = True) -> dict[str, Table]:
             raise DataError(f"{data!r} is unknown; the built-in recordings with labels are {BUILTIN_COMMANDS!r}.")
         from ftnb.builtin.speech import spoken_commands
 
-        return read_any({split: spoken_commands(split, n) for split, n in SIZES.items()})  # type: ignore[arg-type]
+        return read_any({split: spoken_commands(split, n) for split, n in COMMAND_CLIPS.items()})  # type: ignore[arg-type]
     found = read_class_folders(data, RECORDINGS)
     return read_any(data, header=header) if found is None else found
 
@@ -119,7 +120,7 @@ def read_transcripts(data: Any, *, header: bool = True) -> dict[str, Table]:
             raise DataError(f"{data!r} is unknown; the built-in recordings with transcripts are {BUILTIN_DIGITS!r}.")
         from ftnb.builtin.speech import spoken_digits
 
-        return read_any({split: spoken_digits(split, n) for split, n in SIZES.items()})  # type: ignore[arg-type]
+        return read_any({split: spoken_digits(split, n) for split, n in DIGIT_CLIPS.items()})  # type: ignore[arg-type]
     folder = Path(data).expanduser() if isinstance(data, str | os.PathLike) else None
     if folder is None or not folder.is_dir() or holds_tables(folder):
         return {name: _with_known_names(table) for name, table in read_any(data, header=header).items()}

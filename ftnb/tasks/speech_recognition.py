@@ -65,19 +65,16 @@ def ctc_by_hand(log_probs: Tensor, labels: Sequence[int], blank: int = 0) -> Ten
     extended = [blank]
     for label in labels:
         extended += [label, blank]
-    nothing = torch.full((), -torch.inf)
-    alpha = [log_probs[0, z] if s < 2 else nothing for s, z in enumerate(extended)]
+    alpha: dict[int, Tensor] = {s: log_probs[0, z] for s, z in enumerate(extended[:2])}  # what is missing is impossible
     for t in range(1, len(log_probs)):
-        before = alpha
-        alpha = []
+        before, alpha = alpha, {}
         for s, z in enumerate(extended):
-            ways = [before[s]]
-            if s >= 1:
-                ways.append(before[s - 1])
-            if s >= 2 and z != blank and z != extended[s - 2]:
-                ways.append(before[s - 2])
-            alpha.append(torch.logsumexp(torch.stack(ways), 0) + log_probs[t, z])
-    return -torch.logsumexp(torch.stack(alpha[-2:]), 0)
+            skips = z != blank and s >= 2 and z != extended[s - 2]
+            ways = [before[r] for r in (s, s - 1, *([s - 2] if skips else [])) if r in before]
+            if ways:
+                alpha[s] = torch.logsumexp(torch.stack(ways), 0) + log_probs[t, z]
+    ends = [alpha[s] for s in (len(extended) - 1, len(extended) - 2) if s in alpha]
+    return -torch.logsumexp(torch.stack(ends), 0) if ends else torch.tensor(torch.inf)
 
 
 def align(said: Sequence[str], heard: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -139,8 +136,8 @@ def speech_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
     any_model: Any = model
     if not model.training and any_model.can_generate():
         features = {name: value for name, value in inputs.items() if name != "labels"}
-        longest = inputs["labels"].shape[1] + 8 if "labels" in inputs else 200
-        outputs["generated"] = any_model.generate(**features, max_new_tokens=longest, do_sample=False, num_beams=1)
+        longest = min(inputs["labels"].shape[1] + 8, any_model.config.max_target_positions)
+        outputs["generated"] = any_model.generate(**features, max_length=longest, do_sample=False, num_beams=1)
     return outputs.loss, outputs
 
 
@@ -299,8 +296,7 @@ class SpeechRecognition:
             DataError: if there is no such split.
         """
         rows = self.splits.named(split)
-        spell, tokenizer = self.recogniser.spell, self.recogniser.tokenizer
-        targets = [tokenizer(spell(text)).input_ids for text in rows["text"][:]]
+        targets = [self.recogniser.labels(text) for text in rows["text"][:]]
         return ClipExamples(rows, self.recogniser.rate, targets=targets)
 
     def batches(self, split: str | ClipExamples, batch_size: int, **kinds: Any) -> Batches:
@@ -353,7 +349,8 @@ class SpeechRecognition:
                 if self.recogniser.ctc:
                     outputs: Any = model(**on_device)
                 else:
-                    generated = model.generate(**on_device, max_new_tokens=200, do_sample=False, num_beams=1)
+                    longest = min(200, model.config.max_target_positions)
+                    generated = model.generate(**on_device, max_length=longest, do_sample=False, num_beams=1)
                     outputs = {"generated": generated}
                 texts += written(self.recogniser, outputs, batch["num_samples"])
         order = [i for batch in batches.order() for i in batch]
