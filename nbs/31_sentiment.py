@@ -1,28 +1,32 @@
 # %% [markdown]
 # # Sentiment of your own reviews
 #
-# > From a CSV file to a model that other programs can use, in about ten cells.
+# > From your CSV to a deployed pipeline in ten cells.
 #
-# At the end you have done a whole project: looked at a table, fine-tuned, measured with an interval, read the errors, and handed the model over. Put your own file in the second cell and the rest stays as it is. Runs in about 25 s on a CPU.
+# At the end you have done a whole project: looked at a table, fine-tuned, measured with an interval, read the errors, and handed the model over to a program that answers requests. Put your own file in the first cell and the rest stays as it is. Runs in about 30 s on a CPU.
 
 # %%
 import csv
+import http.client
+import json
 import tempfile
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from transformers import pipeline
 
-from ftnb import finetune
+from ftnb import TextClassification, finetune
 from ftnb.builtin.reviews import labelled_reviews
 from ftnb.metrics import accuracy_interval
 from ftnb.pretrained import quiet_transformers
 
 # %% [markdown]
-# ## A table
+# ## From your CSV to a deployed pipeline in ten cells
 #
-# A table with a text and a label in each row is all there has to be. Here we write one, with columns of our own naming; `path = Path("my_reviews.csv")` would be yours.
+# **1. A table.** A text and a label in each row is all there has to be. Here we write one, with columns of our own naming; `path = Path("my_reviews.csv")` would be yours.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -35,7 +39,7 @@ with path.open("w", newline="", encoding="utf-8") as file:
 print(path.read_text(encoding="utf-8")[:300])
 
 # %% [markdown]
-# We keep 1,200 rows for the test *before* doing anything else, and do not look at them until the end.
+# **2. A test, kept aside.** We keep 1,200 rows for the test *before* doing anything else, and do not look at them until the end.
 
 # %%
 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -45,28 +49,30 @@ path.unlink()
 Counter(line.rsplit(",", 1)[1].strip() for line in lines[1:301])
 
 # %% [markdown]
-# ## Fine-tune
-#
-# One call. It checks the table, cuts a validation part from the training rows, trains, keeps the weights that were best on the validation part, and saves them. `columns` says which column is which.
+# **3. A look.** Loading runs all checks: empty rows, labels spelled two ways, texts that are in training and test. `columns` says which column is which. What the checks found, and what the model will see:
+
+# %%
+columns = {"text": "review", "label": "opinion"}
+task = TextClassification.prepare(str(folder), "builtin:bert-reviews", columns=columns)
+print(*task.warnings, sep="\n")
+task.show_batch(3)
+
+# %% [markdown]
+# **4. Fine-tune.** One call. It loads and checks again, cuts a validation part from the training rows, trains, keeps the weights that were best on the validation part, and saves them.
 
 # %%
 run = finetune(
     data=str(folder),
-    columns={"text": "review", "label": "opinion"},
+    columns=columns,
     model="builtin:bert-reviews",
     lr=5e-4,
     num_epochs=4,
     folder=folder / "run",
 )
-run.task.warnings
-
-# %%
 run.report()
 
 # %% [markdown]
-# ## How good is it?
-#
-# Now the test, once, with the interval that belongs to so many rows. The measure to beat is the one that needs no model: always saying the more frequent label.
+# **5. How good is it?** Now the test, once, with the interval that belongs to so many rows. The measure to beat is the one that needs no model: always saying the more frequent label.
 
 # %%
 measured = run.task.evaluate("test")
@@ -79,13 +85,89 @@ f"accuracy {measured['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f}), macro F1 
 assert low > baseline
 
 # %% [markdown]
-# **The experiment of this lesson is the errors.** Read them, the most confident first. In these reviews some opinions are negated ("was not good"). Is that what goes wrong? The claim: reviews with a negation are wrong more often.
+# **6. The errors**, the most confident first:
 
 # %%
 run.task.show_errors(4, split="test")
 
+# %% [markdown]
+# **7. What was saved.** The run's folder holds the model in the Hub's layout: weights, configuration, tokenizer. This is what you copy, or upload.
+
+# %%
+model_folder = folder / "run" / "model"
+{file.name: f"{file.stat().st_size:,} bytes" for file in sorted(model_folder.iterdir())}
+
+# %% [markdown]
+# **8. Another program loads it.** It needs transformers, and nothing of ours:
+
+# %%
+with quiet_transformers():
+    classify = pipeline("text-classification", model=str(model_folder), device="cpu", truncation=True)
+answers = classify(["the room was lovely and the view was charming .", "the battery was awful ."])
+answers
+
+# %%
+assert [answer["label"] for answer in answers] == ["positive", "negative"]
+
+# %% [markdown]
+# **9. Is it the same model?** Measure what you deploy, not what you trained: a tokenizer that was forgotten or another length limit would show here.
+
 # %%
 texts = run.task.splits.test["text"][:]
+deployed = [answer["label"] for answer in classify(texts[:300], batch_size=32)]
+ours = [prediction.label for prediction in run.predict(texts[:300])]
+sum(a == label for a, label in zip(deployed, test_labels, strict=False)) / 300, deployed == ours
+
+# %%
+assert deployed == ours
+
+# %% [markdown]
+# **10. A function that serves it.** Bytes in, bytes out, and an answer to nonsense too. Whatever web framework you use calls this:
+
+# %%
+def serve(body: bytes) -> tuple[int, bytes]:
+    """Answer a request such as {"texts": ["…"]} with a status and JSON."""
+    try:
+        asked = json.loads(body)["texts"]
+        if not isinstance(asked, list) or not all(isinstance(text, str) for text in asked) or len(asked) > 100:
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        return 400, b'{"error": "expected {\\"texts\\": [up to 100 strings]}"}'
+    return 200, json.dumps(classify(asked)).encode()
+
+serve(b'{"texts": ["a boring film ."]}'), serve(b'{"texts": "a boring film ."}')
+
+# %% [markdown]
+# To see it answer over HTTP, Python's own server is enough; here it takes one request and is gone. For many users put a real one in front.
+
+# %%
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        status, answer = serve(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+with HTTPServer(("127.0.0.1", 0), Handler) as server:
+    threading.Thread(target=server.handle_request).start()
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    connection.request("POST", "/", json.dumps({"texts": ["everyone loved this hotel ."]}))
+    response = json.loads(connection.getresponse().read())
+    connection.close()
+response
+
+# %%
+assert response[0]["label"] == "positive"
+
+# %% [markdown]
+# ## The experiment: are negations what goes wrong?
+#
+# In these reviews some opinions are negated ("was not good"), and among the errors above there were some. The claim: reviews with a negation are wrong more often.
+
+# %%
 wrong = [p.label != label for p, label in zip(run.predict(texts), test_labels, strict=True)]
 negated = [any(word in text.split() for word in ("not", "never", "nobody")) for text in texts]
 counts = {flag: (sum(w for w, n in zip(wrong, negated, strict=True) if n == flag), negated.count(flag)) for flag in (True, False)}
@@ -115,20 +197,6 @@ assert apart
 # %% [markdown]
 # The claim stands for this model: more negated examples would be worth their labelling. It took many reviews to say so, since an interval shrinks only with the square root of their number. A few errors give a guess, not an answer. Try the next guess in the same way.
 #
-# ## Hand it over
-#
-# The run's folder holds the model in the Hub's layout. Another program needs nothing of ours:
-
-# %%
-with quiet_transformers():
-    classify = pipeline("text-classification", model=str(folder / "run" / "model"), device="cpu", truncation=True)
-answers = classify(["the room was lovely and the view was charming .", "the battery was awful ."])
-answers
-
-# %%
-assert [answer["label"] for answer in answers] == ["positive", "negative"]
-
-# %% [markdown]
 # ## The story: whose opinion is it?
 #
 # In 2018 Kiritchenko and Mohammad gave 219 sentiment systems pairs of sentences that differ in one word, such as "he" and "she". Most systems scored one side higher, consistently. The check takes four lines and belongs before every handing over. A sentence says the same whoever says it, so the difference should be zero:
@@ -172,6 +240,7 @@ everything, answered(predictions, test_labels, 0.9)
 # ## Summary
 # - Keep the test rows aside before anything else and measure once, with an interval and against a baseline.
 # - Read errors, form a guess, test the guess.
+# - Measure what you deploy; answer nonsense with an error, not with a label.
 # - The folder `model/` of a run is an ordinary Hub folder; check it for what must not matter before you hand it over.
 #
 # **What next:** your own CSV in the second cell. With a network, `model="google-bert/bert-base-uncased"` and `lr=5e-5`, or a multilingual model for other languages. **Sources:** Kiritchenko and Mohammad (2018), "Examining gender and race bias in two hundred sentiment analysis systems"; Hutto and Gilbert (2014) on VADER, a lexicon that needs no training and makes a good baseline for English.

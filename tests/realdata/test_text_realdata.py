@@ -5,7 +5,11 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from ftnb import Recipe, Training, finetune
 from ftnb.tasks.text_classification import TextClassification
@@ -86,6 +90,41 @@ def test_seventy_seven_intents_load_and_begin_to_train(test_data, minilm):
         losses.append(training.step().loss)
     assert losses[0] == pytest.approx(4.34, abs=0.3)  # the logarithm of 77
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.5
+
+
+def test_ten_texts_for_each_of_77_intents_beat_a_bag_of_words(test_data, minilm, tmp_path):
+    """The floor is a plain baseline on the same rows: TF-IDF and a logistic regression."""
+    source, folder = test_data / "text_classification" / "banking77", tmp_path / "banking"
+    folder.mkdir()
+    rows, test = pd.read_csv(source / "train.csv"), pd.read_csv(source / "test.csv").iloc[::4]
+    place = rows.groupby("category").cumcount()
+    train, valid = rows[place < 10], rows[(place >= 25) & (place < 28)]
+    for name, part in (("train", train), ("valid", valid), ("test", test)):
+        part.to_csv(folder / f"{name}.csv", index=False)
+    bag_of_words = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
+    baseline = bag_of_words.fit(train["text"], train["category"]).score(test["text"], test["category"])
+    run = finetune(
+        data=str(folder),
+        columns={"label": "category"},
+        model=minilm,
+        strategy={"name": "top-k", "k": 2},  # this and the rate were chosen on the validation rows
+        lr=1e-3,
+        num_epochs=4,
+        max_length=48,
+        precision="fp32",
+        folder=tmp_path / "run",
+        progress=False,
+    )
+    measured = run.task.evaluate("test")
+    print(f"test accuracy {measured['accuracy']:.3f}, top 5 {measured['top5']:.3f}; bag of words {baseline:.3f}")
+    assert len(run.task.labels) == 77
+    assert [len(split) for _, split in run.task.splits.items()] == [770, 231, 770]
+    assert measured["accuracy"] > baseline + 0.05
+    assert measured["top5"] > 0.9
+    table = run.task.confused(10, "test")
+    assert len(table) == 10
+    wrong = round((1 - measured["accuracy"]) * 770)
+    assert table.caption.startswith(f"{wrong} of 770 test texts are wrong")
 
 
 def test_the_command_line_takes_a_tsv_and_a_local_model(film_reviews, minilm, tmp_path):
