@@ -1,9 +1,11 @@
 # What a person types. `make` alone lists it.
 #   PYTHON=/path/to/python3   the Python for a new .venv (default: the newest of 3.13, 3.12, 3.11 that works)
 #   ARGS="--no-browser"       further arguments: for JupyterLab (lab, edit), pytest (test), the tool (check, notebooks)
+#   JOBS=1                    tests one after the other (default: two side by side, a file each)
 
 PY := .venv/bin/python
 ARGS ?=
+JOBS ?= 2
 # Lessons and tests run without a network, on one thread: sums then come out in one order, to the bit, and a machine
 # that is busy elsewhere does not stall them (two threads on two busy cores made a step many times slower).
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
@@ -35,7 +37,7 @@ check: setup-dev ## do lessons, notebooks, modules, imports, settings, style and
 test: setup-dev ## what CI runs: the checks, the tests, all lessons
 	@failed=0; \
 	$(PY) -m tools.check || failed=1; \
-	$(OFFLINE) $(PY) -m pytest tests nbs --nbmake --nbmake-timeout=180 --durations=15 $(ARGS) || failed=$$((failed + 2)); \
+	$(OFFLINE) $(PY) -m pytest tests nbs --nbmake --nbmake-timeout=180 --durations=15 -n $(JOBS) --dist loadfile $(ARGS) || failed=$$((failed + 2)); \
 	case $$failed in 1|3) echo "make check failed: see above.";; esac; \
 	exit $$failed
 

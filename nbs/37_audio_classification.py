@@ -17,7 +17,7 @@
 #
 # > A word, spoken by somebody whom the model has never heard: samples, spectrograms, and voices kept apart.
 #
-# After this lesson you can fine-tune an audio classifier on your own recordings, read a spectrogram, bring recordings to the model's rate, and test with voices that were not in training. It takes about a minute.
+# After this lesson you can fine-tune an audio classifier on your own recordings, read a spectrogram, bring recordings to the model's rate, and test with voices that were not in training. It takes about 50 seconds.
 
 # %%
 #| default_exp tasks.audio_classification
@@ -47,12 +47,15 @@ from ftnb.tasks.display import TextTable
 from ftnb.tasks.text_classification import Prediction, cross_entropy, measure, predict_probabilities
 
 # %%
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 
 from ftnb.audio.clips import as_wav, read_clip
 from ftnb.audio.models import HOP, LogMelCNN
 from ftnb.builtin.speech import spoken_commands
+from ftnb.pretrained import find_model
 from ftnb.train import Training
 
 # %% [markdown]
@@ -371,32 +374,49 @@ task.confusion("test")
 # %% [markdown]
 # ## The experiment: is the pretraining worth it?
 #
-# **Claim.** With 100 labelled clips, wav2vec 2.0 pretrained on babble recognises strangers' commands better than the same network from random weights, and better than the small network on log-mel spectrograms, whose features are given. Each has the rate that was best on two development seeds, the same number of steps, and three fresh seeds (voices, clips, weights). The claim would be refuted by one seed on which the pretrained model is not the best.
+# Against the same network from random weights the answer is clear. These are the scores of the shipped checkpoint on commands in unknown voices, five fresh seeds, 80 steps each (`python -m ftnb.pretraining_speech FOLDER --score-only` measures them again; they would take this lesson ten minutes):
 
 # %%
-def stranger_accuracy(seed: int, model: str, lr: float, scratch: bool = False) -> float:
-    task = AudioClassification.prepare(commands(100, seed), model, scratch=scratch, seed=seed)
+scores = json.loads((Path(find_model("builtin:wav2vec2-babble")[0]) / "scores.json").read_text())
+{kind: {number: of["mean"] for number, of in scores[kind].items() if number.isdigit()} for kind in ("fine-tuned", "from scratch")}
+
+# %%
+assert all(min(scores["fine-tuned"][n]["values"]) > max(scores["from scratch"][n]["values"]) for n in ("50", "100", "200"))
+
+# %% [markdown]
+# A network of its own kind is a weak opponent. The small network on log-mel spectrograms needs no pretraining, because its features are given.
+#
+# **Claim.** With 100 labelled clips, wav2vec 2.0 pretrained on babble recognises strangers' commands better than the small network. Each has the rate that was best on development seeds, the same number of steps, and three fresh seeds (voices, clips, weights). The claim would be refuted by one seed on which it is not better.
+
+# %%
+def stranger_accuracy(seed: int, model: str, lr: float) -> float:
+    task = AudioClassification.prepare(commands(100, seed), model, seed=seed)
     training = Training(task.learner(batch_size=16, seed=seed), lr=lr, num_epochs=10, eval_every=1000, seed=seed, device="cpu")
     for _ in training:
         pass
     return round(task.evaluate("test")["accuracy"], 3)
 
 # %%
-contestants = {"wav2vec 2.0, pretrained": ("builtin:wav2vec2-babble", 1.5e-3, False), "log-mel and convolutions": ("logmel-cnn", 5e-3, False), "wav2vec 2.0, from scratch": ("builtin:wav2vec2-babble", 1.5e-3, True)}
-seeds = (3001, 3002, 3003)
-results = {name: [stranger_accuracy(seed, *settings) for seed in seeds] for name, settings in contestants.items()}
+contestants = {"wav2vec 2.0, pretrained": ("builtin:wav2vec2-babble", 1.5e-3), "log-mel and convolutions": ("logmel-cnn", 5e-3)}
+results = {name: [stranger_accuracy(seed, *settings) for seed in (3001, 3002, 3003)] for name, settings in contestants.items()}
 results
 
 # %%
-fig, ax = plt.subplots(figsize=(6, 2.3), dpi=80, layout="constrained")
+fig, ax = plt.subplots(figsize=(6, 1.9), dpi=80, layout="constrained")
+for seed in range(3):
+    ax.plot([values[seed] for values in results.values()], range(2), color="lightgray", zorder=0)
 for i, values in enumerate(results.values()):
     ax.plot(values, [i] * len(values), "o", markersize=9, alpha=0.7)
 ax.axvline(0.1, color="gray", linestyle=":", linewidth=0.8)
-ax.set(yticks=range(3), yticklabels=results, ylim=(-0.5, 2.5), xlim=(0, 1), xlabel="accuracy on commands of unknown voices (dotted: chance)", title="100 labelled clips, three seeds")
+ax.set(yticks=range(2), yticklabels=results, ylim=(-0.5, 1.5), xlim=(0, 1), xlabel="accuracy on commands of unknown voices (dotted: chance)", title="100 labelled clips; grey lines join a seed's two results")
 plt.show()
 
 # %%
-assert all(a > max(b, c) for a, b, c in zip(*results.values(), strict=True))
+ahead = [a - b for a, b in zip(*results.values(), strict=True)]
+assert min(ahead) < 0.02 < sum(ahead) / 3
+
+# %% [markdown]
+# The claim is refuted: in the mean the pretrained network is ahead, but on one seed of three the small one is level with it. Good features given by hand are worth a good part of what pretraining finds by itself, on single words in noise; on whole sentences (lesson 38) there is no such short cut. Try the cheap one first.
 
 # %% [markdown]
 # ## Two traps, measured
@@ -516,7 +536,7 @@ assert alias(1000, 16_000, 2) == 1000 and alias(6000, 16_000, 2) == 2000
 # ## Summary
 #
 # - A spectrogram shows what the samples hide: moving resonances, hisses, noise. The log-mel spectrogram adds the ear's bands and its logarithm.
-# - With few labelled clips, a network that was pretrained on speech without labels is ahead; a small network on log-mel spectrograms is a strong and cheap second.
+# - With few labelled clips, a network that was pretrained on speech without labels is far ahead of the same one from random weights; a small network on log-mel spectrograms comes close, for a tenth of the time.
 # - Test with people who were not in training, and say the rate of your samples.
 # - A label that goes along with a microphone is learnt as that microphone.
 #
