@@ -28,7 +28,14 @@ from ftnb.checks import check_text_labels, label_order, labels_of
 from ftnb.data import Batches, Splits
 from ftnb.devices import to_device
 from ftnb.metrics import Metrics, classification_metrics
-from ftnb.pretrained import ModelError, load_pretrained, quiet_transformers, refuse_untrained, trained_labels
+from ftnb.pretrained import (
+    ModelError,
+    find_model,
+    load_pretrained,
+    quiet_transformers,
+    refuse_untrained,
+    trained_labels,
+)
 from ftnb.schedule import LossFunction
 from ftnb.step import Batch, Learner
 from ftnb.tables import DataError
@@ -373,7 +380,8 @@ class TextClassification:
         labels = trained_labels(folder)
         found = load_pretrained(str(folder), cls.name, labels)
         refuse_untrained(folder, found.new_parameters)
-        found.model.config.problem_type = AutoConfig.from_pretrained(folder).problem_type
+        if AutoConfig.from_pretrained(find_model(str(folder))[0]).problem_type == MULTI_LABEL:
+            found.model.config.problem_type = MULTI_LABEL
         nothing = Dataset.from_dict({})
         limit = length_limit(found.model, found.processor)
         return cls(found.model, found.processor, Splits(nothing, nothing), labels, limit)
@@ -622,12 +630,15 @@ assert all(a["label"] == b.label and abs(a["score"] - b.score) < 1e-4 for a, b i
 # %%
 journeys = set(SUBJECTS["flight"].names)
 
+def beginning(review: dict) -> str:
+    return " . ".join(review["text"].split(" . ")[:2])
+
 def tagged(split: str, num_texts: int, seed: int) -> list[dict]:
     reviews = labelled_reviews(split, 2 * num_texts, seed=seed, difficulty=0)
     rows = []
     for i, pair in enumerate(zip(reviews[:num_texts], reviews[num_texts:], strict=True)):
         used = pair[: 1 + i % 2]
-        text = " . ".join(sentence for review in used for sentence in review["text"].split(" . ")[:2])
+        text = " . ".join(beginning(review) for review in used)
         labels = {"praise" if review["label"] == "positive" else "complaint" for review in used}
         rows.append({"text": text, "label": [*sorted(labels), *(["journey"] if journeys & set(text.split()) else [])]})
     return rows
@@ -638,36 +649,59 @@ tagged("train", 3, seed=31)[1:]
 # **Claim.** After a short training the accuracy *per label* looks fine for all three, also for the rare one, which the model never finds; micro F1, which counts all labels together, hardly moves; macro F1 shows it. A lower threshold, chosen on the validation texts, does not mend it: what was not learnt has no threshold. It would be refuted by an F1 above 0.4 for the rare label, with either threshold, on any of three seeds.
 
 # %%
-def f1(true: np.ndarray, given: np.ndarray) -> float:
-    return 2 * (true & given).sum() / max(1, true.sum() + given.sum())
-
-def of_label(task: TextClassification, split: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+def truth_and_scores(task: TextClassification, split: str) -> tuple[np.ndarray, np.ndarray]:
     rows = dict(task.splits.items())[split]
-    return np.array([label in of for of in rows["label"]]), np.array([p.scores[label] for p in task.predict(rows["text"][:])])
+    true = [[label in of for label in task.labels] for of in rows["label"]]
+    scores = [[p.scores[label] for label in task.labels] for p in task.predict(rows["text"][:])]
+    return np.array(true), np.array(scores)  # (texts, labels)
 
-def rare_label(seed: int) -> tuple[TextClassification, dict[str, float]]:
-    data = {split: tagged(split.replace("test", "test_seen"), n, seed) for split, n in (("train", 256), ("valid", 150), ("test", 400))}
+def learn_tags(seed: int) -> tuple[TextClassification, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    sizes = {"train": 200, "valid": 100, "test": 300}
+    data = {split: tagged(split.replace("test", "test_seen"), n, seed) for split, n in sizes.items()}
     task = TextClassification.prepare(data, "builtin:bert-reviews", max_length=40, seed=seed)
     for _ in Training(task.learner(seed=seed), lr=5e-4, num_epochs=3, seed=seed, device="cpu"):
         pass
-    true, scores = of_label(task, "valid", "journey")
-    threshold = max(scores, key=lambda t: f1(true, scores >= t))
-    true, scores = of_label(task, "test", "journey")
-    measured = task.evaluate("test")
-    figures = {"accuracy": np.mean(true == (scores > 0.5)), "F1": f1(true, scores > 0.5), "F1, own threshold": f1(true, scores >= threshold)}
-    return task, {**figures, "micro F1": measured["micro_f1"], "macro F1": measured["macro_f1"]}
+    return task, {split: truth_and_scores(task, split) for split in ("valid", "test")}
 
-several = {seed: rare_label(seed) for seed in (31, 32, 33)}
-{seed: {name: round(float(value), 2) for name, value in figures.items()} for seed, (_, figures) in several.items()}
-
-# %%
+several = {seed: learn_tags(seed) for seed in (31, 32, 33)}
 tags_task = several[31][0]
 tags_task.per_class("test")
 
 # %%
-for _, of in several.values():
+def f1(true: np.ndarray, given: np.ndarray) -> float:
+    return float(2 * (true & given).sum() / max(1, true.sum() + given.sum()))
+
+def what_hides(answers: dict[str, tuple[np.ndarray, np.ndarray]], label: int) -> dict[str, float]:
+    true, scores = answers["valid"]
+    threshold = max(scores[:, label], key=lambda t: f1(true[:, label], scores[:, label] >= t))
+    true, scores = answers["test"]
+    given = scores > 0.5
+    return {
+        "accuracy": float((true == given)[:, label].mean()), "F1": f1(true[:, label], given[:, label]),
+        "F1, own threshold": f1(true[:, label], scores[:, label] >= threshold), "micro F1": f1(true, given),
+        "macro F1": float(np.mean([f1(true[:, i], given[:, i]) for i in range(true.shape[1])])),
+    }
+
+hidden = {seed: what_hides(answers, tags_task.labels.index("journey")) for seed, (_, answers) in several.items()}
+{seed: {name: round(value, 2) for name, value in of.items()} for seed, of in hidden.items()}
+
+# %%
+fig, ax = plt.subplots(figsize=(5, 2.2), dpi=80, layout="constrained")
+tests = [answers["test"] for _, answers in several.values()]
+for i in range(3):
+    accuracies = [(true == (scores > 0.5))[:, i].mean() for true, scores in tests]
+    ax.plot(accuracies, [i + 0.12] * 3, "o", color="tab:orange", mfc="none", label="" if i else "accuracy")
+    ax.plot([f1(true[:, i], scores[:, i] > 0.5) for true, scores in tests], [i - 0.12] * 3, "o", color="tab:blue", label="" if i else "F1")
+ax.set(yticks=range(3), yticklabels=tags_task.labels, ylim=(-0.5, 2.5), xlim=(-0.05, 1.05), xlabel="on 300 test texts", ylabel="label", title="A rare label: what accuracy hides (3 seeds)")
+ax.legend(frameon=False, loc="center")
+plt.show()
+
+# %%
+for of in hidden.values():
     assert of["accuracy"] > 0.93 and of["micro F1"] > 0.8 and of["macro F1"] < 0.75
     assert max(of["F1"], of["F1, own threshold"]) < 0.4
+measured = tags_task.evaluate("test")
+assert abs(measured["micro_f1"] - hidden[31]["micro F1"]) < 1e-5 and abs(measured["macro_f1"] - hidden[31]["macro F1"]) < 1e-5
 
 # %% [markdown]
 # So look at `per_class`, and give a rare label more examples before you turn at its threshold. The errors show the label that is most wrong:
@@ -680,50 +714,52 @@ tags_task.show_errors(2, split="test")
 #
 # Does the second sentence follow from the first? Is this the same question? Then the model reads both: `[CLS] first [SEP] second [SEP]`, with a second kind of embedding (`token_type_ids`, 0 and 1) that tells them apart where the model has one. A column `text_pair` is all it takes. If a pair is too long, its longer text is cut.
 #
-# **Claim.** Whether two reviews are of the *same* opinion cannot be told from either alone. The built-in BERT, which read single reviews only, learns it from 512 pairs (opinions that agree within a review; above 0.8 on 300 new pairs on each of three seeds), and it does use both texts: with the second texts exchanged among the pairs, it falls to a coin's 0.5.
+# **Claim.** Whether two reviews are of the *same* opinion cannot be told from either alone. The built-in BERT, which read single reviews only, learns it from the beginnings of 400 pairs (of reviews whose opinions agree): above 0.8 on 200 new pairs, on each of three seeds. And it does use both texts: with the second texts exchanged among the pairs, it falls to a coin's 0.5.
 
 # %%
 def review_pairs(split: str, num_pairs: int, seed: int) -> list[dict]:
     reviews = labelled_reviews(split, 2 * num_pairs, seed=seed, difficulty=0)
     halves = zip(reviews[:num_pairs], reviews[num_pairs:], strict=True)
-    return [{"text": a["text"], "text_pair": b["text"], "label": "same" if a["label"] == b["label"] else "different"} for a, b in halves]
+    return [{"text": beginning(a), "text_pair": beginning(b), "label": "same" if a["label"] == b["label"] else "different"} for a, b in halves]
 
 def learn_pairs(seed: int) -> tuple[TextClassification, float, float]:
-    data = {split: review_pairs(split.replace("test", "test_seen"), n, seed) for split, n in (("train", 512), ("valid", 60), ("test", 300))}
-    task = TextClassification.prepare(data, "builtin:bert-reviews", max_length=40, seed=seed)
-    for _ in Training(task.learner(seed=seed), lr=5e-4, num_epochs=3, seed=seed, device="cpu"):
+    data = {split: review_pairs(split.replace("test", "test_seen"), n, seed) for split, n in (("train", 400), ("valid", 40), ("test", 200))}
+    task = TextClassification.prepare(data, "builtin:bert-reviews", seed=seed)
+    for _ in Training(task.learner(seed=seed), lr=5e-4, num_epochs=4, seed=seed, device="cpu"):
         pass
     test = task.splits.test
     exchanged = task.predict(list(zip(test["text"], np.roll(test["text_pair"], 1).tolist(), strict=True)))
     right = np.mean([p.label == label for p, label in zip(exchanged, test["label"], strict=True)])
     return task, task.evaluate("test")["accuracy"], float(right)
 
-pairs = {seed: learn_pairs(seed) for seed in (41, 42, 43)}
+pairs = {seed: learn_pairs(seed) for seed in (51, 52, 53)}
 {seed: f"{right:.2f}, second texts exchanged {exchanged:.2f}" for seed, (_, right, exchanged) in pairs.items()}
 
 # %%
-assert all(right > 0.8 and 0.4 < exchanged < 0.6 for _, right, exchanged in pairs.values())
+assert all(right > 0.8 and 0.35 < exchanged < 0.65 for _, right, exchanged in pairs.values())
 
 # %%
-pairs_task = pairs[41][0]
+pairs_task = pairs[51][0]
 pairs_task.show_batch(2)
 
 # %%
-pairs_task.predict([("a lovely film .", "the plot was great ."), ("a lovely film .", "the plot was awful .")])
+first = pairs_task.splits.test[:2]
+answers = pairs_task.predict(list(zip(first["text"], first["text_pair"], strict=True)))
+[(text, pair, str(answer)) for text, pair, answer in zip(first["text"], first["text_pair"], answers, strict=True)]
 
 # %% [markdown]
 # In a pipeline a pair is a dictionary, `classify({"text": …, "text_pair": …})`; on the command line, two texts with a tab between.
 #
 # ## The experiment: how much of a text is needed?
 #
-# **Claim.** Cutting texts makes training cheaper, and costs accuracy where the answer is spread over the text. In the built-in reviews the label is the majority of several opinions, so the first few tokens should not be enough. We fine-tune at three limits, three seeds each, and test on 400 reviews drawn like the training ones. The claim would be refuted if the shortest limit reached the accuracy of the full text.
+# **Claim.** Cutting texts makes training cheaper, and costs accuracy where the answer is spread over the text. In the built-in reviews the label is the majority of several opinions, so the first few tokens should not be enough. We fine-tune at three limits, three seeds each, and test on 200 reviews drawn like the training ones. The claim would be refuted if the shortest limit reached the accuracy of the full text.
 
 # %%
 def run(max_length: int, seed: int) -> tuple[float, int]:
     splits = {"train": labelled_reviews("train", 128, seed=seed), "valid": labelled_reviews("valid", 60, seed=seed)}
-    splits["test"] = labelled_reviews("test_seen", 400, seed=seed)
+    splits["test"] = labelled_reviews("test_seen", 200, seed=seed)
     task = TextClassification.prepare(splits, "builtin:bert-reviews", max_length=max_length, seed=seed)
-    for _ in Training(task.learner(seed=seed), lr=5e-4, num_epochs=3, seed=seed, device="cpu"):
+    for _ in Training(task.learner(seed=seed), lr=5e-4, num_epochs=2, seed=seed, device="cpu"):
         pass
     tokens = sum(len(ids) for ids in task.encoded["train"]["input_ids"])
     return task.evaluate("test")["accuracy"], tokens
@@ -760,7 +796,7 @@ other_days = {"positive": "friday", "negative": "monday"}
 traced = {
     "train": with_trace(labelled_reviews("train", 128, seed=21), training_days),
     "valid": with_trace(labelled_reviews("valid", 60, seed=21), training_days),
-    "test": with_trace(labelled_reviews("test_seen", 400, seed=21), other_days),
+    "test": with_trace(labelled_reviews("test_seen", 200, seed=21), other_days),
 }
 
 def fine_tune(num_epochs: int, scratch: bool) -> TextClassification:

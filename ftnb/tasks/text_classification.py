@@ -19,7 +19,14 @@ from ftnb.checks import check_text_labels, label_order, labels_of
 from ftnb.data import Batches, Splits
 from ftnb.devices import to_device
 from ftnb.metrics import Metrics, classification_metrics
-from ftnb.pretrained import ModelError, load_pretrained, quiet_transformers, refuse_untrained, trained_labels
+from ftnb.pretrained import (
+    ModelError,
+    find_model,
+    load_pretrained,
+    quiet_transformers,
+    refuse_untrained,
+    trained_labels,
+)
 from ftnb.schedule import LossFunction
 from ftnb.step import Batch, Learner
 from ftnb.tables import DataError
@@ -313,7 +320,8 @@ class TextClassification:
         labels = trained_labels(folder)
         found = load_pretrained(str(folder), cls.name, labels)
         refuse_untrained(folder, found.new_parameters)
-        found.model.config.problem_type = AutoConfig.from_pretrained(folder).problem_type
+        if AutoConfig.from_pretrained(find_model(str(folder))[0]).problem_type == MULTI_LABEL:
+            found.model.config.problem_type = MULTI_LABEL
         nothing = Dataset.from_dict({})
         limit = length_limit(found.model, found.processor)
         return cls(found.model, found.processor, Splits(nothing, nothing), labels, limit)
