@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, pipeline
 from typer.testing import CliRunner
@@ -591,3 +591,27 @@ def test_any_separator_can_be_typed(separator):
     form = RecipeForm(Recipe(), lambda: None)
     form.settings["label_separator"].value = separator
     assert form.recipe().label_separator == separator
+
+
+def test_lists_arrive_the_same_from_every_source(tiny, tmp_path):
+    named = [{"text": row["text"], "tags": row["label"]} for row in TAGGED[:60]]
+    pd.DataFrame(named).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in named), encoding="utf-8")
+    names = ["tea", "food", "film", "unused"]
+    numbers = [{**row, "tags": [names.index(tag) for tag in row["tags"]]} for row in named]
+    features = Features({"text": Value("string"), "tags": List(ClassLabel(names=names))})
+    forms = (tmp_path / "a.parquet", tmp_path / "a.jsonl", Dataset.from_list(numbers, features=features))
+    tasks = [TextClassification.prepare(form, tiny, columns={"label": "tags"}) for form in forms]
+    for task in tasks:
+        assert task.labels == ["film", "food", "tea"]
+        assert task.splits.train["label"][:] == tasks[0].splits.train["label"][:]
+
+
+@pytest.mark.parametrize("strategy", ["head", "lora", {"name": "lp-ft"}])
+@pytest.mark.parametrize("rows", [TAGGED[:60], PAIRS], ids=["several labels", "pairs"])
+def test_strategies_do_not_care_what_kind_of_texts_it_is(tiny, tmp_path, rows, strategy):
+    run = Run(Recipe(data=rows, model=tiny, strategy=strategy, num_epochs=1, device="cpu"), tmp_path / "run").start()
+    assert run.wait(60) == "done"
+    asked = [("the film", "good food")] if rows is PAIRS else ["the film"]
+    assert str(load_task(run.folder / "model").predict(asked)[0]) == str(run.predict(asked)[0])
+    assert run.report().png()
