@@ -625,7 +625,7 @@ assert all(a["label"] == b.label and abs(a["score"] - b.score) < 1e-4 for a, b i
 # %% [markdown]
 # ## Several labels: what accuracy hides
 #
-# Rows whose label is a list make the task a multi-label one; so does a column of cells such as `praise;complaint`, with `label_separator=";"`. Here a text is the beginning of one review or of two. It may praise, complain or both, and a few speak of a *journey*.
+# Rows whose label is a list make the task a multi-label one; so does a column of cells such as `praise;complaint`, with `label_separator=";"`. A table with a column of 0 and 1 for each label becomes one by `table["label"] = [[n for n in names if int(row[n])] for row in table.to_dict("records")]`. Here a text is the beginning of one review or of two. It may praise, complain or both, and a few speak of a *journey*.
 
 # %%
 journeys = set(SUBJECTS["flight"].names)

@@ -398,6 +398,11 @@ def lists(*labels, text="the film", count=1):
         ("builtin:reviews", {"label_separator": ";"}, "has one label in each row"),
         (
             lists("a", "b", count=20),
+            {"columns": {"label": ["toxic", "rude"]}},
+            "a role has one column. Make one of several",
+        ),
+        (
+            lists("a", "b", count=20),
             {"columns": {"pair": "text"}},
             "'pair'; this task knows 'text', 'label', 'text_pair'",
         ),

@@ -53,6 +53,11 @@ def load_text_splits(
     for role in columns:
         if role not in ROLES:
             raise DataError(f"columns names the role {role!r}; this task knows {listing(ROLES)}.")
+        if not isinstance(columns[role], str | int):
+            raise DataError(
+                f"columns gives {role!r} {columns[role]!r}, but a role has one column. Make one of several columns of "
+                "0 and 1: table['label'] = [[n for n in names if int(row[n])] for row in table.to_dict('records')]."
+            )
     fractions: dict[str, Any] = {"valid_fraction": valid_fraction, "test_fraction": test_fraction, "seed": seed}
     if isinstance(data, str) and data.startswith("builtin:"):
         if label_separator is not None:
