@@ -393,7 +393,7 @@ assert all(min(scores["fine-tuned"][n]["values"]) > max(scores["from scratch"][n
 # %%
 def stranger_accuracy(seed: int, model: str, lr: float) -> float:
     task = AudioClassification.prepare(commands(64, seed), model, seed=seed)
-    training = Training(task.learner(batch_size=16, seed=seed), lr=lr, num_epochs=12, eval_every=1000, seed=seed, device="cpu")
+    training = Training(task.learner(batch_size=16, seed=seed), lr=lr, num_epochs=10, eval_every=1000, seed=seed, device="cpu")
     for _ in training:
         pass
     return round(task.evaluate("test")["accuracy"], 3)
@@ -417,7 +417,7 @@ plt.show()
 assert all(a > b for a, b in zip(*results.values(), strict=True))
 
 # %% [markdown]
-# The lead shrinks with more labels, and ten epochs of 100 clips were enough to lose it: there the small network was level on one of three seeds (write `commands(100, seed)`, ten epochs, and the seeds 3001 to 3003 to see it). Good features given by hand are worth a good part of what pretraining finds by itself, on single words. With many labels, try the cheap one first.
+# The lead shrinks with more labels, and ten epochs of 100 clips were enough to lose it: there the small network was level on one of three seeds (write `commands(100, seed)` and the seeds 3001 to 3003 to see it). Good features given by hand are worth a good part of what pretraining finds by itself, on single words. With many labels, try the cheap one first.
 
 # %% [markdown]
 # ## Two traps, measured
