@@ -3,7 +3,7 @@
 #
 # > From your CSV to a deployed pipeline in ten cells.
 #
-# At the end you have done a whole project: looked at a table, fine-tuned, measured with an interval, read the errors, and handed the model over to a program that answers requests. Put your own file in the first cell and the rest stays as it is. Runs in about 30 s on a CPU.
+# At the end you have done a whole project: looked at a table, fine-tuned, measured with an interval, read the errors, and handed the model over to a program that answers requests. Put your own file in the first cell and the rest stays as it is. Runs in about 20 s on a CPU.
 
 # %%
 import csv
