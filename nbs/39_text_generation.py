@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from transformers import PreTrainedModel
 
-from ftnb.adapters import merged
 from ftnb.data import Batches, Splits
 from ftnb.devices import to_device
 from ftnb.language.chats import render, stop_ids, template_marks
@@ -32,7 +31,8 @@ from ftnb.language.models import load_language_model
 from ftnb.language.packing import pack, pad_rows
 from ftnb.language.sources import Message, load_conversations, messages_of
 from ftnb.metrics import Metrics
-from ftnb.pretrained import ModelError, quiet_transformers, refuse_untrained
+from ftnb.pretrained import ModelError, refuse_untrained
+from ftnb.saving import save_pretrained
 from ftnb.step import Batch, Learner
 from ftnb.tables import DataError, normalise_text
 from ftnb.tasks.display import TextTable
@@ -47,12 +47,13 @@ import tempfile
 import matplotlib.pyplot as plt
 from transformers import pipeline
 
-from ftnb.adapters import LoRA
+from ftnb.adapters import LoRA, merged
 from ftnb.builtin.instructions import instruction_splits, instructions
 from ftnb.builtin.stories import stories
 from ftnb.language.chats import answer_spans
 from ftnb.language.packing import first_fit
 from ftnb.layers import layer_groups
+from ftnb.pretrained import quiet_transformers
 from ftnb.strategies import Full, Head, StrategyError
 from ftnb.train import Training
 
@@ -500,10 +501,7 @@ class TextGeneration:
         """
         config: Any = self.model.generation_config
         config.eos_token_id, config.pad_token_id = self.stop, self.tokenizer.pad_token_id
-        with quiet_transformers(), merged(self.model):
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-        return Path(folder)
+        return save_pretrained(folder, self.model, self.tokenizer)
 
     def _split(self, name: str) -> Dataset:
         if name not in self.encoded:

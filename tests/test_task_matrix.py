@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
-from ftnb import Recipe, Run
+from ftnb import LoRA, Recipe, Run, Training
 from ftnb.builtin.instructions import instructions
 from ftnb.builtin.scenes import digit_scenes
 from ftnb.events import Changed, Evaluated
@@ -156,3 +157,18 @@ def test_every_task_has_its_tiny_mode_and_its_class(tiny):
         assert (of.name, of.options) == (name, entry.options)
         for method in ("prepare", "from_saved", "learner", "evaluate", "predict", "show_batch", "show_errors", "save"):
             assert callable(getattr(of, method))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_a_task_saves_in_the_middle_of_lora_is_a_plain_model(tiny, tmp_path, task):
+    own = tiny[task]
+    options = {"image_size": own["image_size"]} if "image_size" in own else {}
+    of = task_class(task).prepare(own["data"], own["model"], **options)
+    training = Training(of.learner(batch_size=8), LoRA(rank=2), lr=1e-3, num_epochs=1, device="cpu")
+    training.step()
+    of.save(tmp_path / "model")
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "lora" in name]  # noqa: SIM118  # no dictionary
+    assert any("lora" in name for name, _ in of.model.named_parameters())  # the training goes on
+    (answer,), (again,) = of.predict([own["ask"]]), load_task(tmp_path / "model").predict([own["ask"]])
+    assert str(again) == str(answer)

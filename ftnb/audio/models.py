@@ -13,8 +13,8 @@ from transformers import Wav2Vec2FeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from ftnb.adapters import merged
-from ftnb.pretrained import NO_WEIGHTS, ModelError, load_pretrained, quiet_transformers, read_config
+from ftnb.pretrained import NO_WEIGHTS, ModelError, load_pretrained, read_config
+from ftnb.saving import save_pretrained
 from ftnb.vision.torchvision_models import CONFIG, WEIGHTS, save_folder
 
 LOGMEL = "logmel-cnn"
@@ -191,10 +191,7 @@ def save_audio_model(audio: AudioModel, folder: str | Path, task: str = "audio-c
         config = {"library_name": "ftnb", "task": task, "architecture": LOGMEL, "id2label": labels}
         save_folder(folder, audio.model, config)
     else:
-        model: Any = audio.model
-        with quiet_transformers(), merged(model):
-            model.save_pretrained(folder)
-            audio.extractor.save_pretrained(folder)
+        save_pretrained(folder, audio.model, audio.extractor)
     return folder
 
 

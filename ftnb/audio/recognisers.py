@@ -22,7 +22,6 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
 
-from ftnb.adapters import merged
 from ftnb.audio.models import without_masking
 from ftnb.pretrained import (
     NO_WEIGHTS,
@@ -30,9 +29,9 @@ from ftnb.pretrained import (
     ModelError,
     find_model,
     loading,
-    quiet_transformers,
     read_checkpoint,
 )
+from ftnb.saving import save_pretrained
 
 PAD, UNKNOWN, SPACE = "[PAD]", "[UNK]", "|"  # the padding token is CTC's blank, as in wav2vec 2.0's own vocabularies
 
@@ -174,12 +173,5 @@ def save_recogniser(recogniser: Recogniser, folder: str | Path) -> Path:
     Returns:
         The folder.
     """
-    folder = Path(folder)
-    with quiet_transformers(), merged(recogniser.model):
-        recogniser.model.save_pretrained(folder)
-        if recogniser.ctc:
-            Wav2Vec2Processor(recogniser.extractor, recogniser.tokenizer).save_pretrained(folder)
-        else:
-            recogniser.extractor.save_pretrained(folder)
-            recogniser.tokenizer.save_pretrained(folder)
-    return folder
+    own = (recogniser.extractor, recogniser.tokenizer)
+    return save_pretrained(folder, recogniser.model, *((Wav2Vec2Processor(*own),) if recogniser.ctc else own))

@@ -24,6 +24,7 @@ from ftnb.pretrained import (
     read_checkpoint,
     read_config,
 )
+from ftnb.saving import save_pretrained
 from ftnb.transforms import ImageTransform, transform_from_processor
 from ftnb.vision.models import VisionModel, models_module
 from ftnb.vision.pyramids import Stages, dense_detector, freeze_batch_norm, take_pictures_as_they_are
@@ -330,10 +331,7 @@ def save_detector(detector: Detector, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if detector.processor is not None:
-        with quiet_transformers():
-            detector.model.save_pretrained(folder)  # type: ignore[operator]  # a transformers model
-            detector.processor.save_pretrained(folder)
-        return folder
+        return save_pretrained(folder, detector.model, detector.processor)
     config = {
         "task": TASK,
         "architecture": detector.architecture,

@@ -23,7 +23,8 @@ from ftnb.entities.tags import spans_of, split_tag, tag_names
 from ftnb.entities.windows import NO_WORD, encode_words
 from ftnb.entities.words import Place, join_words, split_words
 from ftnb.metrics import Metrics
-from ftnb.pretrained import load_pretrained, quiet_transformers, refuse_untrained, trained_labels
+from ftnb.pretrained import load_pretrained, refuse_untrained, trained_labels
+from ftnb.saving import save_pretrained
 from ftnb.step import Batch, Learner
 from ftnb.tables import DataError
 from ftnb.tasks.display import TextTable
@@ -457,10 +458,7 @@ class TokenClassification:
         Returns:
             The folder.
         """
-        with quiet_transformers():
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-        return Path(folder)
+        return save_pretrained(folder, self.model, self.tokenizer)
 
     def _split(self, name: str) -> Dataset:
         if name not in self.encoded:

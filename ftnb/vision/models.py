@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_model
 from torch import nn
 
-from ftnb.adapters import merged
-from ftnb.pretrained import NO_WEIGHTS, ModelError, load_pretrained, quiet_transformers, read_config
+from ftnb.pretrained import NO_WEIGHTS, ModelError, load_pretrained, read_config
+from ftnb.saving import save_pretrained
 from ftnb.transforms import ImageTransform, transform_from_processor
 from ftnb.vision.torchvision_models import (
     PREFIX,
@@ -178,10 +178,7 @@ def save_vision_model(vision: VisionModel, folder: str | Path, task: str = "imag
     """
     folder = Path(folder)
     if vision.processor is not None:
-        model: Any = vision.model
-        with quiet_transformers(), merged(model):
-            model.save_pretrained(folder)
-            vision.processor.save_pretrained(folder)
+        save_pretrained(folder, vision.model, vision.processor)
     else:
         config = {
             "task": task,
