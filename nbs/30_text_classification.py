@@ -23,7 +23,6 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelExactMatch, MultilabelF1Score
 from transformers import AutoConfig, DataCollatorWithPadding, PreTrainedModel
 
-from ftnb.adapters import merged
 from ftnb.checks import check_text_labels, label_order, labels_of
 from ftnb.data import Batches, Splits
 from ftnb.devices import to_device
@@ -32,10 +31,10 @@ from ftnb.pretrained import (
     ModelError,
     find_model,
     load_pretrained,
-    quiet_transformers,
     refuse_untrained,
     trained_labels,
 )
+from ftnb.saving import save_pretrained
 from ftnb.schedule import LossFunction
 from ftnb.step import Batch, Learner
 from ftnb.tables import DataError
@@ -52,6 +51,7 @@ from transformers import pipeline
 
 from ftnb.builtin.reviews import labelled_reviews
 from ftnb.builtin.words import SUBJECTS
+from ftnb.pretrained import quiet_transformers
 from ftnb.train import Training
 
 # %% [markdown]
@@ -562,10 +562,7 @@ class TextClassification:
         Returns:
             The folder.
         """
-        with quiet_transformers(), merged(self.model):
-            self.model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
-        return Path(folder)
+        return save_pretrained(folder, self.model, self.tokenizer)
 
     def _split(self, name: str) -> Dataset:
         if name not in self.encoded:
