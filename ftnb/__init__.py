@@ -23,6 +23,11 @@ _HOMES = {
     "LPFT": "ftnb.strategies",
     "LayerDecay": "ftnb.strategies",
     "TopK": "ftnb.strategies",
+    "AudioClassification": "ftnb.tasks.audio_classification",
+    "ImageClassification": "ftnb.tasks.image_classification",
+    "ImageSegmentation": "ftnb.tasks.image_segmentation",
+    "ObjectDetection": "ftnb.tasks.object_detection",
+    "SpeechRecognition": "ftnb.tasks.speech_recognition",
     "TextClassification": "ftnb.tasks.text_classification",
     "TextGeneration": "ftnb.tasks.text_generation",
     "TokenClassification": "ftnb.tasks.token_classification",
@@ -36,6 +41,11 @@ if TYPE_CHECKING:
     from ftnb.recipe import Recipe
     from ftnb.run import Run, finetune
     from ftnb.strategies import LPFT, Full, Head, LayerDecay, TopK
+    from ftnb.tasks.audio_classification import AudioClassification
+    from ftnb.tasks.image_classification import ImageClassification
+    from ftnb.tasks.image_segmentation import ImageSegmentation
+    from ftnb.tasks.object_detection import ObjectDetection
+    from ftnb.tasks.speech_recognition import SpeechRecognition
     from ftnb.tasks.text_classification import TextClassification
     from ftnb.tasks.text_generation import TextGeneration
     from ftnb.tasks.token_classification import TokenClassification
