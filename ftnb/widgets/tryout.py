@@ -15,6 +15,7 @@ from ftnb.tasks import TASKS, task_class
 from ftnb.vision.images import read_image
 from ftnb.widgets.controls import button, hint, line, named, row, say, say_code, show, stack
 from ftnb.widgets.figure import Picture
+from ftnb.widgets.recorder import Recorder
 from ftnb.widgets.svg import PALETTE
 
 MOST_BARS = 5  # classes whose probability is drawn; of a thousand the others are next to nothing
@@ -110,11 +111,12 @@ class Tryout:
         self.ask = button("try", "Try it", "arrow-right", "Ask the model about this text")
         self.upload = widgets.FileUpload(description="Try a picture", accept="image/*", multiple=False, disabled=True)
         named(hint(self.upload, "Ask the model about a picture of your own"), "ftnb-upload")
+        self.recorder = Recorder(lambda wav: self._attempt(lambda: self.try_file("recording.wav", wav)))
         self.limit = line("upload-limit")
         # Jupyter's server closes its connection on a message above 10 MB, and the page is not told.
         self.code, self.value = line("tried-code"), line("tried")
         self.code.layout.margin = "4px 0 0"
-        asked = (self.errors, self.samples, self.text, self.ask, self.upload, self.limit)
+        asked = (self.errors, self.samples, self.text, self.ask, self.upload, self.recorder, self.limit)
         controls = row(*asked, classes=["ftnb-buttons"])
         self.widget = stack(controls, self.code, self.value, classes=["ftnb-tryout"])
         show(self.widget, False)
@@ -142,6 +144,7 @@ class Tryout:
             hint(self.upload, f"Ask the model about a {noun} of your own")
             say(self.limit, f"up to 10 MB; a larger file in code: panel.run.predict([{example!r}])", quiet=True)
         show(self.upload, kind is not None)
+        show(self.recorder, kind == "audio")
         show(self.limit, kind is not None)
         self._enable(run is not None)
         show(self.widget, run is not None)
@@ -175,9 +178,19 @@ class Tryout:
         """
         found = uploaded(self.upload)
         forget_upload(self.upload)
-        if found is None:
-            return
-        name, content = found
+        if found is not None:
+            self.try_file(*found)
+
+    def try_file(self, name: str, content: bytes) -> None:
+        """Show the prediction for a file's content, however it came here.
+
+        Args:
+            name: what the file is called.
+            content: its bytes.
+
+        Raises:
+            DataError: if it is no picture (or recording), or cannot be read.
+        """
         draws = self.run is not None and hasattr(self.run.task, "show_prediction")
         code = f"panel.run.task.show_prediction({name!r})" if draws else f"panel.run.predict([{name!r}])"
 
@@ -223,5 +236,5 @@ class Tryout:
         self.value.value = f'<div class="ftnb-line" style="padding-top:4px">{html}</div>' if html else ""
 
     def _enable(self, on: bool) -> None:
-        for widget in (self.errors, self.samples, self.text, self.ask, self.upload):
+        for widget in (self.errors, self.samples, self.text, self.ask, self.upload, self.recorder):
             widget.disabled = not on
