@@ -107,8 +107,9 @@ def _check_folder(folder: Path) -> None:
 
 def _check_processor_files(folder: Path, processor_class: str) -> None:
     held = {path.name for path in folder.iterdir()}
-    of_text = processor_class == "AutoTokenizer"
-    files, what = (TOKENIZER_FILES, "tokenizer") if of_text else (PROCESSOR_FILES, "processor")
+    kinds = {"AutoTokenizer": "tokenizer", "AutoImageProcessor": "image processor"}
+    what = kinds.get(processor_class, "feature extractor")
+    files = TOKENIZER_FILES if what == "tokenizer" else PROCESSOR_FILES
     if not held.intersection(files):
         raise ModelError(f"{folder} has no {what} (one of {', '.join(files)}); copy it from the original model.")
 

@@ -165,7 +165,7 @@ def test_bad_input_is_refused_before_training(wav2vec2, tmp_path):
             "never occurs in train",
         ),
         (
-            {"train": [{"audio": f"no{i}.wav", "label": "ab"[i % 2]} for i in range(8)], "valid": DATA["valid"]},
+            {"train": [{"audio": f"no{i}.wav", "label": ("low", "high")[i % 2]} for i in range(8)], "valid": DATA["valid"]},
             "logmel-cnn",
             {},
             "no recording",
@@ -178,7 +178,7 @@ def test_bad_input_is_refused_before_training(wav2vec2, tmp_path):
         with pytest.raises(DataError, match=expected):
             AudioClassification.prepare(data, model, **settings)
     for model, expected in (
-        ("builtin:bert-reviews", "no processor"),
+        ("builtin:bert-reviews", "no feature extractor"),
         ("builtin:resnet-glyphs", "cannot load|no head"),
         ("nobody/nothing", "Hub"),
     ):
