@@ -165,7 +165,10 @@ def test_bad_input_is_refused_before_training(wav2vec2, tmp_path):
             "never occurs in train",
         ),
         (
-            {"train": [{"audio": f"no{i}.wav", "label": ("low", "high")[i % 2]} for i in range(8)], "valid": DATA["valid"]},
+            {
+                "train": [{"audio": f"no{i}.wav", "label": ("low", "high")[i % 2]} for i in range(8)],
+                "valid": DATA["valid"],
+            },
             "logmel-cnn",
             {},
             "no recording",
