@@ -378,6 +378,13 @@ class ImageClassification:
 task = ImageClassification.prepare("builtin:digits", "builtin:resnet-glyphs", augment="shift")
 task.show_batch()
 
+# %% [markdown]
+# Decoded pictures are kept in memory (up to 256 MB), so the second epoch reads no file. The random change comes after that, anew each time. So nothing further down may be kept: whoever stores the *outputs* of frozen layers has to do without random changes, or to store several changed copies of each picture.
+
+# %%
+examples = task.examples("train", train=True)
+assert examples.picture(0) is examples.picture(0) and not torch.equal(examples[0]["pixel_values"], examples[0]["pixel_values"])
+
 # %%
 task.labels, sorted(task.vision.new_parameters), task.warnings, task.evaluate("valid")
 

@@ -90,12 +90,17 @@ def test_digits_by_strangers(test_data, from_scratch, strategy, lr):
     assert measured > from_scratch + 0.1
 
 
-def test_strings_of_digits_by_strangers(test_data):
-    """The floor: one word for everything, the best there is, has a word error rate of 0.8 and more."""
+@pytest.mark.parametrize(("strategy", "lr"), [(Full(), 1.5e-3), (LayerDecay(0.9), 2e-3)], ids=str)
+def test_strings_of_digits_by_strangers(test_data, strategy, lr):
+    """The floor: one word for everything, the best there is, has a word error rate of 0.8 and more.
+
+    The head alone is not among the strategies: after the same steps, at 1e-2, it writes nothing yet (word error rate
+    1.0 with one of the four held out): on a frozen body that never saw a letter CTC stays on its plateau of blanks.
+    """
     data = {"train": strings(test_data, [*TRAIN, *VALID], 200, 0), "valid": strings(test_data, TEST, 50, 1)}
     task = SpeechRecognition.prepare(data, "builtin:wav2vec2-babble")
     settings: dict[str, Any] = {"num_epochs": 6, "eval_every": 10_000, "device": "cpu", "precision": "fp32"}
-    for _ in Training(task.learner(batch_size=4), lr=1.5e-3, **settings):
+    for _ in Training(task.learner(batch_size=4), strategy, lr=lr, **settings):
         pass
     said = [row["text"].split() for row in data["valid"]]
     constant = min(sum(len(words) - min(1, words.count(n)) for words in said) / sum(map(len, said)) for n in NAMES)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ftnb.adapters import LoRA
 from ftnb.language.examples import IGNORE
 from ftnb.language.llama2c import convert_llama2c
-from ftnb.strategies import Full
+from ftnb.strategies import Full, LayerDecay
 from ftnb.tasks.text_generation import TextGeneration
 from ftnb.train import Training
 
@@ -50,7 +51,12 @@ def test_the_converted_model_knows_stories_and_goes_on_with_them(stories260k):
     assert "there was a little girl named Lily" in written  # what other programs write with this model, too
 
 
-def test_fine_tuning_on_real_instructions_beats_the_frequencies_of_their_tokens(stories260k, test_data, tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "lr"), [(Full(), 3e-3), (LayerDecay(0.9), 3e-3), (LoRA(rank=8), 1e-3)], ids=["full", "decay", "lora"]
+)
+def test_fine_tuning_on_real_instructions_beats_the_frequencies_of_their_tokens(
+    stories260k, test_data, tmp_path, strategy, lr
+):
     rows = json.loads((test_data / "llm" / "instruction_1100" / "instruction-data.json").read_text(encoding="utf-8"))
     (tmp_path / "train.json").write_text(json.dumps(rows[:500]), encoding="utf-8")
     data = {"train": str(tmp_path / "train.json"), "valid": rows[500:600], "test": rows[800:950]}
@@ -62,10 +68,11 @@ def test_fine_tuning_on_real_instructions_beats_the_frequencies_of_their_tokens(
     answers = [i for row in task.encoded["test"]["labels"][:] for i in row if i != IGNORE]
     unigram = -statistics.mean((counts / counts.sum()).log()[answers].tolist())
     before = task.evaluate("test", num_answers=0)["loss"]
-    for _ in Training(task.learner(batch_size=16), Full(), lr=3e-3, num_epochs=2):
+    for _ in Training(task.learner(batch_size=16), strategy, lr=lr, num_epochs=2, eval_every=10_000):
         pass
     after = task.evaluate("test", num_answers=0)["loss"]
     print(f"loss of an answer token: {before:.2f} before, {after:.2f} after; frequencies alone {unigram:.2f}")
-    # Two epochs of 450 instructions: 4.7 before, 2.5 after, frequencies alone 4.6
+    # Two epochs of 500 instructions, full: 4.7 before, 2.5 after, frequencies alone 4.6. On the validation rows, where
+    # the rates come from, layer decay went from 5.2 to 2.7 and LoRA to 3.0. A head of its own this model has not.
     assert after < unigram - 1.0
     assert after < before - 1.0
