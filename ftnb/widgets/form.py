@@ -14,7 +14,7 @@ from ftnb.tasks import TASKS
 from ftnb.widgets.controls import heed_the_page, hint, log_slider, named, pairs, row, set_log, stack
 
 # Labels are as wide as the longest in their column, so that two columns fit into 680 pixels.
-LABEL, RIGHT, SECOND = "64px", "84px", "84px"
+LABEL, RIGHT, SECOND = "64px", "98px", "84px"
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
