@@ -1,4 +1,4 @@
-# Exported from nbs/51_background.py: edit the lesson, then run `make export`.
+# Exported from nbs/52_background.py: edit the lesson, then run `make export`.
 """A training in a thread that can be paused, changed and stopped, and that loses neither its words nor its model."""
 
 import contextlib

@@ -1,4 +1,4 @@
-# Exported from nbs/52_run.py: edit the lesson, then run `make export`.
+# Exported from nbs/53_run.py: edit the lesson, then run `make export`.
 """One run of a recipe, seen and steered while the notebook stays free, and kept in a folder."""
 
 import contextlib

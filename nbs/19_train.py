@@ -435,4 +435,4 @@ assert len(set(branch(trunk, (1e-2, 1e-4)))) == 2
 # - ■ waits for the step boundary; afterwards the same object goes on.
 # - `state_dict()` is everything: going on elsewhere is bitwise the same.
 #
-# **What next:** lessons 20 and 21 decide which layers train at which rate; lesson 51 puts a training into the background. **Sources:** PEP 255 (a generator that raised is finished); Lightning-AI/pytorch-lightning#20666.
+# **What next:** lessons 20 and 21 decide which layers train at which rate; lesson 52 puts a training into the background. **Sources:** PEP 255 (a generator that raised is finished); Lightning-AI/pytorch-lightning#20666.

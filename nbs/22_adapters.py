@@ -198,7 +198,7 @@ def undo(model: nn.Module) -> None:
     remove_adapters(model)
 
 # %% [markdown]
-# A run writes its best model to the disk *while* it trains ([lesson 51](51_background.ipynb)). For that moment the adapters are folded in and come out again. Subtracting what was added would not do: $(W + \Delta) - \Delta$ is not $W$ in floating point, and a backbone that drifts with every saving is not frozen. So the weights are copied first and put back.
+# A run writes its best model to the disk *while* it trains ([lesson 52](52_background.ipynb)). For that moment the adapters are folded in and come out again. Subtracting what was added would not do: $(W + \Delta) - \Delta$ is not $W$ in floating point, and a backbone that drifts with every saving is not frozen. So the weights are copied first and put back.
 
 # %%
 #| export

@@ -602,4 +602,4 @@ assert [(r.lr, r.seed) for r in sweep[:4]] == [(1e-4, 0), (1e-4, 1), (1e-4, 2), 
 # - A file holds all settings, so that a later change of a default changes nothing; a line of code holds those that differ.
 # - The same recipe gives the same weights, bit for bit, within its scope; one per cent more learning rate does not.
 #
-# **What next:** `ftnb recipe > recipe.toml` prints a recipe to start from, and `ftnb run recipe.toml --set lr=1e-4` runs it. Lesson 51 puts a training into the background, lesson 52 joins both. **Sources:** TOML 1.0 (toml.io); YAML 1.1, "Floating-Point Language-Independent Type"; Python's `tomllib` and `dataclasses`; the reproducibility notes of PyTorch.
+# **What next:** `ftnb recipe > recipe.toml` prints a recipe to start from, and `ftnb run recipe.toml --set lr=1e-4` runs it. Lesson 51 puts a training into the background, lesson 53 joins both. **Sources:** TOML 1.0 (toml.io); YAML 1.1, "Floating-Point Language-Independent Type"; Python's `tomllib` and `dataclasses`; the reproducibility notes of PyTorch.

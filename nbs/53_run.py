@@ -47,7 +47,7 @@ from ftnb.schedule import lr_factor
 # %% [markdown]
 # ## From a recipe to a running training
 #
-# Lesson 50 made a recipe of numbers and names, lesson 51 put a training into a thread. A *run* joins them. First it fetches and checks everything that the recipe names, in the cell that calls `start()`, so that a wrong column is an error there and then. Only when all is well does a folder appear; a run that could not begin leaves nothing behind.
+# Lesson 50 made a recipe of numbers and names, lesson 52 put a training into a thread. A *run* joins them. First it fetches and checks everything that the recipe names, in the cell that calls `start()`, so that a wrong column is an error there and then. Only when all is well does a folder appear; a run that could not begin leaves nothing behind.
 
 # %%
 #| export
@@ -252,7 +252,7 @@ class Run:
                 raise RunError(f"cannot {name.replace('_', ' ')}: run {self.id} is {self._state}.")
 
 # %% [markdown]
-# Its thread prepares, if that was left to it, and then works as lesson 51 has shown.
+# Its thread prepares, if that was left to it, and then works as lesson 52 has shown.
 
 # %%
 #| export
@@ -395,7 +395,7 @@ def finetune(
 # %%
 torch.set_num_threads(1)
 os.environ["FTNB_RUNS"] = tempfile.mkdtemp()
-run = Run(Recipe(num_epochs=2, eval_every=4, device="cpu"), key="lesson 52")
+run = Run(Recipe(num_epochs=2, eval_every=4, device="cpu"), key="lesson 53")
 run.subscribe(lambda e: run.set_lr(2.5e-4, by="step 6") if isinstance(e, Stepped) and e.step == 6 else None)
 run.start()
 run.state
@@ -404,7 +404,7 @@ run.state
 # This cell may be run as often as you like. It finds the run by its key and starts nothing:
 
 # %%
-found = current_run("lesson 52")
+found = current_run("lesson 53")
 found is run, found.wait()
 
 # %%

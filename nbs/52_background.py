@@ -602,4 +602,4 @@ assert good_enough.state == "stopped" and best[1] >= 0.6 and good_enough.record.
 # - What was said is on the disk before it is shown; a model folder is the old one or the new one, never half of one.
 # - Of an error, keep the words. The exception itself holds the memory of everything it passed through.
 #
-# **What next:** lesson 52 joins this with a recipe: one line starts a run, a folder keeps it. **Sources:** Python's `threading` and `traceback`; pytorch/pytorch#27600 and #36874; `os.replace` and `fsync` in the Python documentation.
+# **What next:** lesson 53 joins this with a recipe: one line starts a run, a folder keeps it. **Sources:** Python's `threading` and `traceback`; pytorch/pytorch#27600 and #36874; `os.replace` and `fsync` in the Python documentation.
