@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from ftnb.step import (
 __all__ = [
     "Position",
     "EvaluationInHand",
+    "Cache",
     "Loop",
 ]
 
@@ -58,11 +59,25 @@ class EvaluationInHand:
     seconds: float = 0.0
 
 
+class Cache(Protocol):
+    """What the loop needs of a cache of frozen layers."""
+
+    def enter(self, loop: "Loop") -> None:
+        """A phase begins, or goes on from a loaded state: whatever was cached may no longer fit."""
+        ...
+
+    def learner(self, loop: "Loop") -> Learner | None:
+        """The learner for the next step: `loop.plain`, or one that replays; None if a piece of filling was done."""
+        ...
+
+
 class Loop:
     """Train a learner piece by piece: `work()` until `finished`. What happens is put into `buffer` as events."""
 
-    def __init__(self, learner: Learner, strategy: Strategy, settings: Settings) -> None:
-        self.learner, self.settings = learner, settings
+    def __init__(
+        self, learner: Learner, strategy: Strategy, settings: Settings, cache: Cache | None = None
+    ) -> None:
+        self.learner, self.plain, self.settings, self.cache = learner, learner, settings, cache
         self.device = choose_device(settings.device)
         self.model = learner.model.to(self.device)
         self.precision = choose_precision(settings.precision, self.device, self.model)
@@ -109,6 +124,8 @@ class Loop:
         """One micro-batch; after the last one of a step, the update."""
         begin = time.perf_counter()
         self.in_hand = work = self.in_hand or self._next_step()
+        if work is None:
+            return
         seed_generators(self.device, self.settings.seed, self.position.step, work.done)
         with self.arithmetic.autocast():
             loss, _ = self.learner.loss(self.model, to_device(work.batches[work.done], self.device))
@@ -130,8 +147,8 @@ class Loop:
             group["lr"] = self.rates.peak(group["name"], group["multiplier"]) * factor
         return self.arithmetic.update(self.optimizer)
 
-    def _next_step(self) -> StepInHand:
-        """Fetch the micro-batches of the next step; enter the phase it belongs to."""
+    def _next_step(self) -> StepInHand | None:
+        """Fetch the micro-batches of the next step; enter the phase it belongs to. None while a cache is filled."""
         p, s = self.position, self.settings
         if (phase := self.plan.phase_at(p.step)) != p.phase:
             self._enter(phase)
@@ -139,6 +156,11 @@ class Loop:
             set_modes(self.model, self.phases[p.phase], s.batch_norm)
         if self._watch.disturbed():
             self.warn("rng_disturbed", "another cell drew random numbers while training; a repetition may differ.")
+        if self.cache is not None:
+            if (learner := self.cache.learner(self)) is None:
+                return None
+            if learner is not self.learner:
+                self.learner, self._stream = learner, None
         self._stream = self._stream or self.learner.train.epoch(p.epoch, start=p.batch)
         draw = partial(seed_generators, self.device, s.seed, p.step, -1)  # for random augmentation
         batches = micro_batches(self._stream, s.accumulation, draw)
@@ -216,6 +238,9 @@ class Loop:
         self.position.phase = index
         if len(self.phases) > 1:
             self.add(Changed, what="phase", old=previous, new=phase.name, by="strategy")
+        if self.cache is not None:
+            self.learner, self._stream = self.plain, None
+            self.cache.enter(self)
         return self.optimizer
 
     def _evaluation_due(self) -> bool:

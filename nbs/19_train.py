@@ -21,7 +21,7 @@ from typing import Any
 
 from ftnb.events import Changed, Command, Evaluate, Event, SetLr, Stepped, Stop, Warned
 from ftnb.live import held_interrupts
-from ftnb.loop import Loop, Position
+from ftnb.loop import Cache, Loop, Position
 from ftnb.plan import Best, Rates, Settings, TrainingError
 from ftnb.step import Everything, Learner, Strategy
 
@@ -55,6 +55,7 @@ class Training(Loop):
         learner: model, data, loss and metrics.
         strategy: which layer groups train, when, at which rates; None trains everything.
         settings: the numbers; keyword arguments change single ones, as in `Training(learner, lr=1e-4)`.
+        cache: keeps the output of frozen layers, for example `ftnb.trunk_cache.TrunkCache()`; None computes it anew.
 
     Raises:
         TrainingError: if the settings or the plan are impossible.
@@ -64,9 +65,15 @@ class Training(Loop):
     max_bad_steps = 20  # updates in a row without finite gradients after which the training gives up
 
     def __init__(
-        self, learner: Learner, strategy: Strategy | None = None, settings: Settings | None = None, **changes: Any
+        self,
+        learner: Learner,
+        strategy: Strategy | None = None,
+        settings: Settings | None = None,
+        *,
+        cache: Cache | None = None,
+        **changes: Any,
     ) -> None:
-        super().__init__(learner, strategy or Everything(), replace(settings or Settings(), **changes))
+        super().__init__(learner, strategy or Everything(), replace(settings or Settings(), **changes), cache)
         self.log: list[Event] = []  # everything that happened
         self.outbox: deque[Event] = deque()  # what the iteration has not handed out yet
         self._requests: queue.SimpleQueue[Command] = queue.SimpleQueue()
