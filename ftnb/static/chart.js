@@ -157,13 +157,15 @@ function epochs(plots, summary) {
 }
 
 function marks(plots, summary) {
-  let [out, freeFrom] = ["", -1];
+  let out = "";
+  const freeFrom = [-1, -1]; // two lines of labels: a change made in a pause stands below the pause
   for (const { step, kind, label, hint } of summary.marks) {
     for (const plot of plots) out += plot.vertical(step, `m m-${kind}`, hint);
     const [x, [, top, right]] = [plots[0].x(step), plots[0].box];
-    if (x >= freeFrom && x < right - 6 * label.length) {
-      out += `<text class="t k-${kind}" x="${px(x + 4)}" y="${px(top + 9)}">${escapeText(label)}</text>`;
-      freeFrom = x + 10 + 6 * label.length;
+    const line = freeFrom.findIndex((from) => x >= from);
+    if (line >= 0 && x < right - 6 * label.length) {
+      out += `<text class="t k-${kind}" x="${px(x + 4)}" y="${px(top + 9 + 12 * line)}">${escapeText(label)}</text>`;
+      freeFrom[line] = x + 10 + 6 * label.length;
     }
   }
   return out;

@@ -63,17 +63,18 @@ MARK_COLORS = {"lr": PALETTE["lr"], "pause": "#8a5a00", "warning": "#b3261e", "p
 
 
 def _label_marks(axes: Axes, summary: dict[str, Any]) -> None:
-    """Write the marks' labels along the top of the plot, leaving out what would overlap or stick out."""
-    steps, free_from = step_range(summary), -1.0
+    """Write the marks' labels in two lines along the top, leaving out what would overlap or stick out."""
+    steps, free_from = step_range(summary), [-1.0, -1.0]
     for mark in summary["marks"]:
         until = mark["step"] + steps / 70 * (len(mark["label"]) + 2)
-        if mark["step"] >= free_from and until <= steps * 1.02:
+        line = next((i for i, free in enumerate(free_from) if mark["step"] >= free), None)
+        if line is not None and until <= steps * 1.02:
             color = MARK_COLORS[mark["kind"]]
             position = (mark["step"], 1.0)
             halo = [withStroke(linewidth=3, foreground="white")]  # other marks' lines may cross the label
-            axes.annotate(mark["label"], position, (3, -8), xycoords=("data", "axes fraction"),
+            axes.annotate(mark["label"], position, (3, -8 - 10 * line), xycoords=("data", "axes fraction"),
                           textcoords="offset points", color=color, fontsize=8, path_effects=halo)  # fmt: skip
-            free_from = until
+            free_from[line] = until
 
 
 def _make_logarithmic(axes: Axes) -> None:

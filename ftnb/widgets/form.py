@@ -15,6 +15,7 @@ from ftnb.widgets.controls import heed_the_page, hint, log_slider, named, pairs,
 
 # Labels are as wide as the longest in their column, so that two columns fit into 680 pixels.
 LABEL, RIGHT, SECOND = "64px", "98px", "84px"
+NARROW = 6  # characters that a choice may have to share a line with another setting
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -39,6 +40,11 @@ def _setting(key: str) -> Any:
     else:
         made = _wide(widgets.Text, label, placeholder="default", continuous_update=False)
     return named(hint(made, rule.help), f"ftnb-{key.replace('_', '-')}")
+
+
+def _is_wide(widget: Any) -> bool:
+    """Whether a setting's choices need a line for themselves."""
+    return any(len(str(label)) > NARROW for label in getattr(widget, "_options_labels", ()))
 
 
 def _by_name() -> list[str]:
@@ -86,6 +92,7 @@ class RecipeForm:
             widget.observe(self._edited, "value")
         self._knob_row = pairs(classes=["ftnb-knobs"])
         self._pairs = pairs(classes=["ftnb-settings"])
+        self._pairs.layout.grid_template_columns = "minmax(0, 1.05fr) minmax(0, 1fr)"  # labels of the left are longer
         left = stack(*(fields[key] for key in ("task", "data", "columns", "model", "strategy")), self._knob_row)
         right = stack(fields["lr"], self._pairs)
         left.layout.flex, right.layout.flex = "1 1 290px", "1.3 1 340px"  # the right one holds two fields in a line
@@ -123,9 +130,11 @@ class RecipeForm:
             value = getattr(recipe, key)
             widget.value = ("" if value is None else str(value)) if isinstance(widget, widgets.Text) else value
         shared = ("num_epochs", "batch_size", "device", "precision", "seed")
-        children = (*(fields[key] for key in shared), *self.settings.values())
+        children = sorted([*(fields[key] for key in shared), *self.settings.values()], key=_is_wide)
         for i, widget in enumerate(children):
-            widget.style.description_width = SECOND if i % 2 else RIGHT
+            wide = _is_wide(widget)
+            widget.style.description_width = SECOND if i % 2 and not wide else RIGHT
+            named(widget, *(["ftnb-wide"] if wide else []))
         self._pairs.children = children
         heed_the_page(self._pairs)
 

@@ -177,15 +177,15 @@ def _epochs(plots: Sequence[_Plot], summary: dict[str, Any]) -> str:
 
 
 def _marks(plots: Sequence[_Plot], summary: dict[str, Any]) -> str:
-    parts, free_from = [], -1.0
+    parts, free_from = [], [-1.0, -1.0]  # two lines of labels: a change made in a pause stands below the pause
     for mark in summary["marks"]:
         parts += [plot.vertical(mark["step"], f"m m-{mark['kind']}", mark["hint"]) for plot in plots]
         x, top = plots[0].x(mark["step"]), plots[0].box[1]
-        if x >= free_from and x < plots[0].box[2] - 6 * len(mark["label"]):
-            parts.append(
-                f'<text class="t k-{mark["kind"]}" x="{x + 4:.1f}" y="{top + 9:.1f}">{escape(mark["label"])}</text>'
-            )
-            free_from = x + 10 + 6 * len(mark["label"])
+        line = next((i for i, free in enumerate(free_from) if x >= free), None)
+        if line is not None and x < plots[0].box[2] - 6 * len(mark["label"]):
+            place = f'x="{x + 4:.1f}" y="{top + 9 + 12 * line:.1f}"'
+            parts.append(f'<text class="t k-{mark["kind"]}" {place}>{escape(mark["label"])}</text>')
+            free_from[line] = x + 10 + 6 * len(mark["label"])
     return "".join(parts)
 
 
