@@ -18,6 +18,10 @@ _HOMES = {
     "Adapter": "ftnb.adapters",
     "DoRA": "ftnb.adapters",
     "LoRA": "ftnb.adapters",
+    "BitFit": "ftnb.more_strategies",
+    "Gradual": "ftnb.more_strategies",
+    "Reinit": "ftnb.more_strategies",
+    "Surgical": "ftnb.more_strategies",
     "Full": "ftnb.strategies",
     "Head": "ftnb.strategies",
     "LPFT": "ftnb.strategies",
@@ -37,6 +41,7 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from ftnb.adapters import Adapter, DoRA, LoRA
+    from ftnb.more_strategies import BitFit, Gradual, Reinit, Surgical
     from ftnb.panel import Panel
     from ftnb.recipe import Recipe
     from ftnb.run import Run, finetune

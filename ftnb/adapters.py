@@ -21,7 +21,7 @@ from ftnb.adapter_layers import adapter_layers, remove_adapters, without_adapter
 from ftnb.layers import LayerGroup, layer_groups
 from ftnb.peft_methods import config_as_data, config_from_data, refuse
 from ftnb.step import Phase
-from ftnb.strategies import StrategyError, as_data, build_phase, finite_number, nearest
+from ftnb.strategies import StrategyError, as_data, build_phase, finite_number, nearest, positive, whole_number
 
 __all__ = [
     "target_layers",
@@ -201,13 +201,6 @@ def _check_injected(model: nn.Module, head: set[nn.Parameter]) -> None:
         pass
 
 
-def _positive(strategy: Any, *names: str) -> None:
-    for name in names:
-        finite_number(strategy, name)
-        if not getattr(strategy, name) > 0:
-            raise StrategyError(f"{name} must be above 0, got {getattr(strategy, name)}.")
-
-
 def _phase(name: str, model: nn.Module, new_parameters: frozenset[str], adapter_lr: float, head_lr: float) -> Phase:
     """Adapters and head train, each at its own rate; everything else is frozen."""
 
@@ -237,13 +230,11 @@ class LoRA:
     head_lr: float = field(default=1.0, metadata=HEAD_LR)
 
     def __post_init__(self) -> None:
-        rank: Any = self.rank  # from a recipe they may be anything
-        targets: Any = self.targets
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise StrategyError(f"rank must be a whole number from 1, got {rank!r}.")
+        whole_number(self, "rank")
+        targets: Any = self.targets  # from a recipe it may be anything
         if not isinstance(targets, str) or not targets.replace(",", " ").split():
             raise StrategyError(f"targets must be 'all', 'attention' or names such as 'query, value', got {targets!r}.")
-        _positive(self, "alpha", "adapter_lr", "head_lr")
+        positive(self, "alpha", "adapter_lr", "head_lr")
         finite_number(self, "dropout")
         if not 0 <= self.dropout < 1:
             raise StrategyError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
@@ -298,7 +289,7 @@ class Adapter:
     head_lr: float = field(default=1.0, metadata=HEAD_LR)
 
     def __post_init__(self) -> None:
-        _positive(self, "adapter_lr", "head_lr")
+        positive(self, "adapter_lr", "head_lr")
         if isinstance(self.config, Mapping):
             config = config_from_data(self.config)
         elif dataclasses.is_dataclass(self.config) and getattr(self.config, "peft_type", None):

@@ -16,8 +16,11 @@ from ftnb.step import ParamGroup, Phase, Strategy, set_modes, set_trainable
 
 __all__ = [
     "StrategyError",
+    "modules_of",
     "build_phase",
     "finite_number",
+    "positive",
+    "whole_number",
     "as_data",
     "Full",
     "Head",
@@ -44,7 +47,7 @@ def _title(run: list[LayerGroup], groups: list[LayerGroup]) -> str:
     return run[0].name if len(run) == 1 else f"{run[0].name} – {run[-1].name}"
 
 
-def _modules(model: nn.Module, run: list[LayerGroup]) -> list[nn.Module]:
+def modules_of(model: nn.Module, run: list[LayerGroup]) -> list[nn.Module]:
     """The modules of layer groups, and those around them that hold nothing else (a whole encoder, say)."""
     inside = {model.get_parameter(name) for group in run for name in group.parameters}
     added = adapter_parameters(model)  # these have a group of their own, inside the blocks
@@ -82,14 +85,14 @@ def build_phase(
     if not any(value > 0 for value, _ in runs):
         raise StrategyError(
             f"phase {name!r} would train nothing: {type(model).__name__} has no head of its own (a language model's "
-            "output weights are often its embeddings). Use 'full', 'top-k' or 'layer-decay'."
+            "output weights are often its embeddings). Use 'full', 'top-k', 'layer-decay' or 'lora'."
         )
     members = [[model.get_parameter(p) for group in run for p in group.parameters] for _, run in runs]
     return Phase(
         name,
         share,
         [
-            ParamGroup(_title(run, groups), parameters, value, _modules(model, run))
+            ParamGroup(_title(run, groups), parameters, value, modules_of(model, run))
             for (value, run), parameters in zip(runs, members, strict=True)
         ],
     )
@@ -101,6 +104,21 @@ def finite_number(strategy: Any, name: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise StrategyError(f"{name} must be a finite number, got {value!r}.")
     object.__setattr__(strategy, name, float(value))  # the dataclass is frozen, and this is its __post_init__
+
+
+def positive(strategy: Any, *names: str) -> None:
+    """Make settings floats above 0, or say which is not."""
+    for name in names:
+        finite_number(strategy, name)
+        if not getattr(strategy, name) > 0:
+            raise StrategyError(f"{name} must be above 0, got {getattr(strategy, name)}.")
+
+
+def whole_number(strategy: Any, name: str, what: str = "", least: int = 1) -> None:
+    """Say that a setting is no whole number from `least`; `what` says what it is, as in "counts the blocks and "."""
+    value = getattr(strategy, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise StrategyError(f"{name} {what}must be a whole number from {least}, got {value!r}.")
 
 
 def as_data(strategy: Any) -> dict[str, Any]:
@@ -150,9 +168,7 @@ class TopK:
     k: int = field(default=1, metadata={"help": "how many of the last blocks train, with the head"})
 
     def __post_init__(self) -> None:
-        k: Any = self.k  # from a recipe it may be anything
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise StrategyError(f"k counts the blocks that train and must be a whole number from 1, got {k!r}.")
+        whole_number(self, "k", "counts the blocks that train and ")
 
     def phases(self, model: nn.Module, new_parameters: frozenset[str] = frozenset()) -> list[Phase]:
         """One phase that trains the head and the last `k` blocks.
@@ -213,13 +229,10 @@ class LPFT:
     full_lr: float = field(default=1.0, metadata={"help": "times the learning rate once everything trains"})
 
     def __post_init__(self) -> None:
-        for name in ("head_share", "head_lr", "full_lr"):
-            finite_number(self, name)
+        finite_number(self, "head_share")
+        positive(self, "head_lr", "full_lr")
         if not 0 < self.head_share < 1:
             raise StrategyError(f"head_share is a share of all steps, between 0 and 1, got {self.head_share}.")
-        for name, value in (("head_lr", self.head_lr), ("full_lr", self.full_lr)):
-            if not value > 0:
-                raise StrategyError(f"{name} multiplies the learning rate and must be above 0, got {value}.")
 
     def phases(self, model: nn.Module, new_parameters: frozenset[str] = frozenset()) -> list[Phase]:
         """Two phases: the head alone, then everything.
@@ -254,6 +267,10 @@ class NamedStrategy(Strategy, Protocol):
 
 STRATEGIES: dict[str, type[NamedStrategy] | str] = {  # a class, or "module:class" of one that is loaded when asked for
     **{strategy.name: strategy for strategy in (Full, Head, TopK, LayerDecay, LPFT)},
+    "gradual": "ftnb.more_strategies:Gradual",
+    "surgical": "ftnb.more_strategies:Surgical",
+    "bitfit": "ftnb.more_strategies:BitFit",
+    "reinit": "ftnb.more_strategies:Reinit",
     "lora": "ftnb.adapters:LoRA",
     "dora": "ftnb.adapters:DoRA",
     "adapter": "ftnb.adapters:Adapter",

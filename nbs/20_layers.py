@@ -592,10 +592,13 @@ def what_is_training(
         batch = next(iter(learner.train.epoch(0))) if batch is None else batch
     if batch is None:
         raise ValueError("a model alone cannot take a step: pass a batch, or a Learner instead of the model.")
-    adapted = bool(adapter_layers(model))
-    phase = strategy if isinstance(strategy, Phase) or strategy is None else strategy.phases(model, new_parameters)[0]
-    groups = layer_groups(model, new_parameters)
-    with restored(model):
+    phase = strategy if isinstance(strategy, Phase) else None
+    adapted, known = bool(adapter_layers(model)), set(vars(model))
+    with restored(model):  # a strategy may change the model: put adapters in, fill blocks with random numbers
+        if strategy is not None and not isinstance(strategy, Phase):
+            phase = strategy.phases(model, new_parameters)[0]
+        notes = vars(model).keys() - known
+        groups = layer_groups(model, new_parameters)
         if phase is not None:
             set_trainable(phase)
             set_modes(model, phase)
@@ -603,8 +606,10 @@ def what_is_training(
             raise ValueError("nothing is training: every parameter has requires_grad=False.")
         step = _probe(model, batch, loss or (learner.loss if learner else hf_loss), _rates(model, phase, optimizer, lr))
         rows = tuple(_row(group, model, step) for group in groups)
-    if not adapted:  # a strategy may have put adapters in, to look at them
+    if not adapted:
         remove_adapters(model)
+    for note in notes & vars(model).keys():
+        delattr(model, note)
     return TrainingTable("What is training?" + (f" Phase {phase.name!r}" if phase else ""), rows)
 
 # %% [markdown]
