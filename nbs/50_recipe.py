@@ -83,7 +83,8 @@ def whole(help: str, *, low: int = 1, **limits: Any) -> dict[str, Rule]:
 #| export
 DATA = {"rule": Rule(kind="data", help="built-in data, a CSV/TSV/JSONL file, a folder, or a name on the Hub")}
 COLUMNS = {"rule": Rule(kind="columns", help='role = "column", or = its place from 0 in a file without header')}
-STRATEGY = {"rule": Rule(kind="strategy", help="full, head, top-k, layer-decay, lp-ft, lora, dora or adapter")}
+STRATEGIES = "full, head, top-k, layer-decay, lp-ft, gradual, surgical, bitfit, reinit, lora, dora or adapter"
+STRATEGY = {"rule": Rule(kind="strategy", help=STRATEGIES)}
 SCHEDULES = ("linear", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "flip", "strong")
 BATCH_NORM = ("moving", "fixed")
