@@ -3,11 +3,13 @@
 
 import contextlib
 import threading
+import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ftnb.adapters import merge, merged
 from ftnb.charts import History
@@ -23,14 +25,17 @@ from ftnb.events import (
     SetLr,
     Stop,
     Warned,
+    what_counts,
 )
 from ftnb.runfolder import JOURNAL, MODEL_FOLDERS, write_model
+from ftnb.snapshots import Restored, Snapshots
 from ftnb.train import Training
 
 __all__ = [
     "RunError",
     "Record",
     "ENDED",
+    "SnapshotTimer",
     "BackgroundTraining",
     "ADVICE",
     "train",
@@ -38,6 +43,8 @@ __all__ = [
     "enter",
     "take",
     "save",
+    "take_snapshot",
+    "go_on",
     "end",
     "fail",
     "work",
@@ -102,6 +109,11 @@ class Record:
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener) if listener in self._listeners else None
 
+    def sync(self) -> None:
+        """Put what was written so far safely on the disk."""
+        if self.journal is not None and not self.lost:
+            self.journal.sync()
+
     def close(self) -> None:
         """Put the journal safely on the disk."""
         if self.journal is not None:
@@ -112,6 +124,29 @@ class Record:
 ENDED = ("done", "stopped", "failed")
 
 
+class SnapshotTimer:
+    """When the next snapshot is due: every so many steps, or by the clock.
+
+    Args:
+        every: steps between two snapshots; None goes by the clock.
+        step: the step that the last one was taken at.
+    """
+
+    def __init__(self, every: int | None, step: int = 0) -> None:
+        self.every, self.step, self.wait = every, step, 30.0
+        self.began = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether one should be taken after this step."""
+        if step == self.step:
+            return False
+        return step % self.every == 0 if self.every else time.monotonic() - self.began >= self.wait
+
+    def taken(self, step: int, seconds: float) -> None:
+        """Note that one was taken, or tried, and how long it took."""
+        self.step, self.wait, self.began = step, max(30.0, 50 * seconds), time.monotonic()
+
+
 class BackgroundTraining:
     """A training in a thread, with its record and its models in a folder.
 
@@ -120,6 +155,8 @@ class BackgroundTraining:
         folder: an existing folder for the journal and the models.
         write: writes the model, as it is now, into the folder it is given.
         record: takes down what happens; a new one if not given.
+        snapshots: where to keep snapshots; without it there are none.
+        snapshot_every: steps between them; None takes one by the clock, so that they cost little.
 
     Attributes:
         state: "idle", "running", "paused", "stopping", "done", "stopped" or "failed".
@@ -128,13 +165,21 @@ class BackgroundTraining:
     """
 
     def __init__(
-        self, training: Training, folder: Path, write: Callable[[Path], object], record: Record | None = None
+        self,
+        training: Training,
+        folder: Path,
+        write: Callable[[Path], object],
+        record: Record | None = None,
+        snapshots: Snapshots | None = None,
+        snapshot_every: int | None = None,
     ) -> None:
         self.training: Training | None = training
         self.folder, self.write = folder, write
+        self.snapshots, self.timer = snapshots, SnapshotTimer(snapshot_every, training.position.step)
         self.state, self.error, self.traceback = "idle", "", ""
         self.record, self.ended = record or Record(), threading.Event()
         self.unsaved = False  # whether the best model so far could not be written
+        self.lock: Any = None  # of the folder, if somebody else might train there
         self._lock, self._go = threading.RLock(), threading.Event()
         self._go.set()
         self._by: dict[str, deque[str]] = defaultdict(deque)  # who asked, by what the training will answer
@@ -213,6 +258,8 @@ def train(background: BackgroundTraining, training: Training) -> Finished:
             if isinstance(event, Finished):
                 return event
             take(background, event)
+        if training.in_hand is None and training.evaluation is None and background.timer.due(training.position.step):
+            take_snapshot(background, training)
 
 
 def hold(background: BackgroundTraining, training: Training) -> None:
@@ -221,6 +268,7 @@ def hold(background: BackgroundTraining, training: Training) -> None:
     for event in training.advance() if training.outbox else []:
         take(background, event)
     record = background.record
+    take_snapshot(background, training)
     take(background, Changed(step=record.step, time=record.seconds(), what="pause"))
     enter(background, "paused", since="running")
     background._go.wait()
@@ -259,9 +307,59 @@ def save(background: BackgroundTraining, what: str) -> bool:
     return True
 
 
+def take_snapshot(background: BackgroundTraining, training: Training) -> None:
+    """Write the training down as it is, and say so; the journal is put on the disk with it."""
+    record, snapshots, begin = background.record, background.snapshots, time.monotonic()
+    step = training.position.step
+    if snapshots is None or background.timer.step == step:
+        return
+    try:
+        training.flush()
+        for event in training.advance() if training.outbox else []:
+            take(background, event)
+        path = snapshots.save(training)
+        record.add(Saved(step=step, time=record.seconds(), what="snapshot", path=f"{snapshots.folder.name}/{path.name}"))
+        record.sync()
+    except Exception as error:  # noqa: BLE001  # as with a model: the training is worth more
+        record.warn("not_saved", f"no snapshot could be written at step {step}: {error}")
+    background.timer.taken(step, time.monotonic() - begin)
+
+
+def go_on(background: BackgroundTraining, training: Training, events: list[Event]) -> Restored:
+    """Bring a new training to the newest snapshot of a broken-off one and say so in its journal.
+
+    Args:
+        background: made for the training, with the folder of the old one; not started yet.
+        training: the same recipe's training, as new.
+        events: what the journal holds.
+
+    Raises:
+        SnapshotError: if there is none that is whole, or data or frozen weights are others now.
+    """
+    record = background.record
+    assert background.snapshots is not None
+    restored = background.snapshots.load(training)
+    last = max((event.step for event in events), default=0)
+    background.timer.step = record.step = restored.step
+    record.open(background.folder / JOURNAL, training.clock)
+    for path in restored.skipped:
+        record.warn("snapshot_damaged", f"went back to an older snapshot: {path}")
+    for note in restored.notes:
+        record.warn("not_the_same", f"the result may differ in its last bits from a training without the break. {note}.")
+    back = Changed(step=restored.step, time=record.seconds(), what="restored", old=last, new=restored.step)
+    record.add(back)
+    kept = what_counts([*events, back])
+    record.history = History.from_events(kept)
+    undone = [event for event in events if id(event) not in {id(e) for e in kept}]
+    background.unsaved = any(isinstance(event, Saved) and event.what == "best" for event in undone)
+    return restored
+
+
 def end(background: BackgroundTraining, training: Training, last: Finished) -> None:
-    """Save the last model, bring the best one back into memory, and close the journal."""
+    """Save the last model and a snapshot, bring the best model back into memory, and close the journal."""
     saved = save(background, "last")
+    take_snapshot(background, training)
+    background.snapshots = None  # from here on the model is not what the optimizer belongs to
     if training.best.value is not None:
         training.load_best()
         if background.unsaved:
@@ -281,6 +379,8 @@ def fail(background: BackgroundTraining, error: BaseException) -> None:
     training, record = background.training, background.record
     if training is not None and record.journal is not None:
         save(background, "last")
+        with contextlib.suppress(Exception):
+            take_snapshot(background, training)
         best = training.best
         if best.value is not None:
             with contextlib.suppress(Exception):  # no memory left, say; the best model is on the disk
@@ -301,7 +401,8 @@ def work(background: BackgroundTraining) -> None:
     """The thread's whole life; whatever happens, it ends in one of the three last states."""
     assert background.training is not None
     try:
-        background.record.open(background.folder / JOURNAL, background.training.clock)
+        if background.record.journal is None:
+            background.record.open(background.folder / JOURNAL, background.training.clock)
         end(background, background.training, train(background, background.training))
     except BaseException as error:  # noqa: BLE001  # a thread has nobody to raise to; whoever waits is told
         fail(background, error)

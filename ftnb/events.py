@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,6 +32,7 @@ __all__ = [
     "from_json",
     "Journal",
     "read_journal",
+    "what_counts",
 ]
 
 
@@ -93,7 +95,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A model was written. `what` is "best" or "last"; `path` is relative to the run's folder."""
+    """A model or a snapshot was written: `what` is "best", "last" or "snapshot"; `path` is relative to the run's folder."""
 
     kind: ClassVar[str] = "saved"
     what: str
@@ -260,10 +262,14 @@ class Journal:
         """Write one event."""
         self._write(to_json(event))
 
+    def sync(self) -> None:
+        """Put what was written safely on the disk: after a power cut, too, it is there."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Put the file safely on the disk and close it. Closing twice is fine."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
+            self.sync()
             self._file.close()
 
 
@@ -307,3 +313,19 @@ def read_journal(path: str | os.PathLike[str]) -> list[Event]:
         except JournalError as error:
             raise JournalError(f"{path}, line {number}: {error}") from None
     return events
+
+
+def what_counts(events: Iterable[Event]) -> list[Event]:
+    """The events without those that a return to a snapshot has undone.
+
+    A `changed` event of "restored" says which snapshot was gone back to; what followed the `saved` event of that
+    snapshot (where a crash swallowed it: its step) is left out, warnings excepted.
+    """
+    kept: list[Event] = []
+    for event in events:
+        if isinstance(event, Changed) and event.what == "restored":
+            at = [i for i, e in enumerate(kept) if isinstance(e, Saved) and e.what == "snapshot" and e.step == event.step]
+            before = at[-1] if at else max((i for i, e in enumerate(kept) if e.step <= event.step), default=-1)
+            kept = kept[: before + 1] + [e for e in kept[before + 1 :] if isinstance(e, Warned)]
+        kept.append(event)
+    return kept

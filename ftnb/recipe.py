@@ -20,6 +20,7 @@ __all__ = [
     "whole",
     "DATA",
     "COLUMNS",
+    "STRATEGIES",
     "STRATEGY",
     "SCHEDULES",
     "AUGMENTATIONS",
@@ -28,6 +29,8 @@ __all__ = [
     "BOX_FORMAT",
     "SEPARATOR",
     "SECONDS",
+    "SNAPSHOTS",
+    "ROOM",
     "OF_TASK",
     "DEVICES",
     "Recipe",
@@ -82,6 +85,8 @@ BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
 BOX_FORMAT = text("how boxes are written, where the data does not say it", choices=BOX_FORMATS, optional=True)
 SEPARATOR = text("what stands between several labels in a cell", optional=True, example=";")
 SECONDS = number("recordings are cut to so many seconds", above=0, optional=True)
+SNAPSHOTS = whole("steps between snapshots; off: by the clock", optional=True)
+ROOM = number("room for snapshots in GB", above=0, optional=True)
 OF_TASK: Any = None  # the default is the task's own
 DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
@@ -118,6 +123,9 @@ class Recipe:
     schedule: str = field(default="linear", metadata=text("how the rate falls then", choices=SCHEDULES))
     eval_every: int | None = field(default=None, metadata=whole("steps between evaluations", optional=True))
     patience: int | None = field(default=None, metadata=whole("evaluations without progress to bear", optional=True))
+    snapshot_every: int | None = field(default=None, metadata=SNAPSHOTS)
+    keep_snapshots: int = field(default=2, metadata=whole("snapshots to keep for going on; 0 takes none", low=0))
+    snapshot_gb: float | None = field(default=None, metadata=ROOM)
     seed: int = field(default=0, metadata=whole("decides order, new weights and dropout", low=0, high=2**32 - 1))
     device: str = field(default="auto", metadata=text("auto, cpu, mps, cuda, cuda:1 …", pattern=DEVICES))
     precision: str = field(default="auto", metadata=text("number format", choices=("auto", "fp32", "bf16", "fp16")))

@@ -1,7 +1,8 @@
 """A run's folder on disk: where it lies, what it is called, and how a model gets into it without ever being half there.
 
 `recipe.toml` holds what was asked for, `events.jsonl` what happened, `model/` the best model so far (it loads with
-`from_pretrained`), and `model-last/` the model as it was at the end.
+`from_pretrained`), `model-last/` the model as it was at the end, and `snapshots/` what a training needs to go on. A lock
+of the operating system says whether a process trains there; it ends with the process, however that ends.
 """
 
 import os
@@ -11,7 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-RECIPE, JOURNAL, BEST, LAST = "recipe.toml", "events.jsonl", "model", "model-last"
+from filelock import FileLock, Timeout
+
+RECIPE, JOURNAL, BEST, LAST, SNAPSHOTS, LOCK = (
+    "recipe.toml", "events.jsonl", "model", "model-last", "snapshots", ".lock",
+)  # fmt: skip
 MODEL_FOLDERS = {"best": BEST, "last": LAST}
 
 
@@ -46,6 +51,29 @@ def claim(folder: Path, recipe: str) -> None:
     (folder / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
 
 
+def hold_folder(folder: Path) -> FileLock:
+    """Keep a run's folder for this process until the lock is released; the process's end releases it, too.
+
+    Raises:
+        FileExistsError: if another process trains there.
+    """
+    lock = FileLock(folder / LOCK, thread_local=False)  # taken in one thread, released in another
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(f"another process is training in {folder}. Wait for it, or end it.") from None
+    return lock
+
+
+def is_held(folder: Path) -> bool:
+    """Whether some process trains in a run's folder now."""
+    try:
+        hold_folder(folder).release()
+    except FileExistsError:
+        return True
+    return False
+
+
 def write_model(write: Callable[[Path], object], target: Path) -> None:
     """Write a model folder so that at every moment, after a crash too, the old one or the new one is there in full.
 
@@ -57,14 +85,26 @@ def write_model(write: Callable[[Path], object], target: Path) -> None:
         write: fills the (existing, empty) folder it is given.
         target: the folder to replace.
     """
-    part, ready, old = (_beside(target, what) for what in ("part", "ready", "old"))
+    ready, old = _beside(target, "ready"), _beside(target, "old")
     _swap(ready, target, old)  # one that was broken off earlier
+    write_folder(write, ready)
+    _swap(ready, target, old)
+
+
+def write_folder(write: Callable[[Path], object], target: Path) -> None:
+    """Write a new folder so that, after a crash too, it is there in full or not at all.
+
+    Args:
+        write: fills the (existing, empty) folder it is given.
+        target: the folder's name; there must be none of that name yet.
+    """
+    part = _beside(target, "part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)
     _sync_tree(part)
-    _rename(part, ready)
-    _swap(ready, target, old)
+    _rename(part, target)
+    _sync(target.parent)
 
 
 def model_folder(target: Path) -> Path | None:

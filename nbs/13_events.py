@@ -14,6 +14,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 # %%
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 # %% [markdown]
 # ## Why not print, why not callbacks
@@ -97,7 +98,7 @@ class Evaluated(Event):
 #| export
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A model was written. `what` is "best" or "last"; `path` is relative to the run's folder."""
+    """A model or a snapshot was written: `what` is "best", "last" or "snapshot"; `path` is relative to the run's folder."""
 
     kind: ClassVar[str] = "saved"
     what: str
@@ -324,10 +325,14 @@ class Journal:
         """Write one event."""
         self._write(to_json(event))
 
+    def sync(self) -> None:
+        """Put what was written safely on the disk: after a power cut, too, it is there."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Put the file safely on the disk and close it. Closing twice is fine."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
+            self.sync()
             self._file.close()
 
 # %%
@@ -384,6 +389,39 @@ for step in range(1, 6):
     journal.append(Stepped(step=step, epoch=step / 5, loss=1 / step, lr=1e-3, grad_norm=1.0))
 journal.close()
 [(e.step, round(e.loss, 2)) for e in read_journal(journal.path)]
+
+# %% [markdown]
+# A training that was killed goes on from its last snapshot ([lesson 51](51_snapshots.ipynb)), and what happened after that snapshot happens again. The journal keeps both, since both happened. For a curve, or for doing it all again, only one of them counts:
+
+# %%
+#| export
+def what_counts(events: Iterable[Event]) -> list[Event]:
+    """The events without those that a return to a snapshot has undone.
+
+    A `changed` event of "restored" says which snapshot was gone back to; what followed the `saved` event of that
+    snapshot (where a crash swallowed it: its step) is left out, warnings excepted.
+    """
+    kept: list[Event] = []
+    for event in events:
+        if isinstance(event, Changed) and event.what == "restored":
+            at = [i for i, e in enumerate(kept) if isinstance(e, Saved) and e.what == "snapshot" and e.step == event.step]
+            before = at[-1] if at else max((i for i, e in enumerate(kept) if e.step <= event.step), default=-1)
+            kept = kept[: before + 1] + [e for e in kept[before + 1 :] if isinstance(e, Warned)]
+        kept.append(event)
+    return kept
+
+# %%
+lost_and_redone = [
+    Saved(step=1, what="snapshot", path="snapshots/step-00000001"),
+    Changed(step=1, what="lr", old=1e-3, new=1e-4),
+    Stepped(step=2, epoch=0.4, loss=0.9, lr=1e-4, grad_norm=1.0),
+    Changed(step=1, what="restored", old=2, new=1),
+    Stepped(step=2, epoch=0.4, loss=0.7, lr=1e-3, grad_norm=1.0),
+]
+[(e.kind, e.step) for e in what_counts(lost_and_redone)]
+
+# %%
+assert [e.loss for e in what_counts(lost_and_redone) if isinstance(e, Stepped)] == [0.7]
 
 # %% [markdown]
 # ## The experiment: what a crash leaves behind

@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ftnb.events import Changed, Command, Evaluate, Event, SetLr, Stepped, Stop, Warned
 from ftnb.live import held_interrupts
 from ftnb.loop import Cache, Loop, Position
@@ -29,9 +32,8 @@ from ftnb.step import Everything, Learner, Strategy
 import signal
 
 import matplotlib.pyplot as plt
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -197,30 +199,48 @@ class Training(Loop):
             raise TrainingError("there is no best model yet: no evaluation has finished.")
         self.best.restore(self.model)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on elsewhere from the last completed step, as tensors and plain data."""
+    def state_dict(self, copied: bool = True) -> dict[str, Any]:
+        """Everything needed to go on elsewhere from the last completed step, as tensors and plain data.
+
+        Args:
+            copied: copy the tensors; without it they are the training's own, to be written down before its next step.
+        """
+        optimizer = self.optimizer.state_dict() if self.optimizer is not None else None
+        keep = copy.deepcopy if copied else lambda value: value
         return {
             "settings": asdict(self.settings),
             "position": asdict(self.position),
             "rates": asdict(self.rates),
-            "best": asdict(self.best),
-            "model": {name: t.detach().clone() for name, t in self.model.state_dict().items()},
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()) if self.optimizer is not None else None,
+            "best": keep(vars(self.best)),
+            "model": keep(self._tensors()),
+            "optimizer": keep(optimizer),
             "scaler": self.arithmetic.scaler.state_dict(),
             "time": self.clock(),
         }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters (shared ones once) and buffers, as they were after the last completed step."""
+        moved = {id(buffer): before for buffer, before in (self.in_hand.buffers if self.in_hand else [])}
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        return {name: moved.get(id(tensor), tensor).detach() for name, tensor in named}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the learner and the strategy must be the ones it was taken from.
 
         Raises:
-            TrainingError: if the settings differ in a way that changes the run.
+            TrainingError: if the settings differ in a way that changes the run, or the model is another.
         """
         mine, theirs, free = asdict(self.settings), state["settings"], ("device", "eval_every", "patience", "lr")
         if differs := [name for name in mine if mine[name] != theirs.get(name) and name not in free]:
             raise TrainingError(f"the state comes from a training with other settings: {', '.join(differs)}.")
+        own = self._tensors()
+        shapes = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (own, state["model"]))
+        if other := {name for name, _ in set.symmetric_difference(*(set(of.items()) for of in shapes))}:
+            raise TrainingError(f"the state comes from another model; {min(other)} and {len(other) - 1} more differ.")
         self.forget()
-        self.model.load_state_dict(state["model"])
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state["model"][name])
         self.optimizer, self.position = None, Position()
         if state["optimizer"] is not None:
             self._enter(state["position"]["phase"]).load_state_dict(copy.deepcopy(state["optimizer"]))
@@ -228,6 +248,7 @@ class Training(Loop):
         self.rates, self.best = Rates(**copy.deepcopy(state["rates"])), Best(**copy.deepcopy(state["best"]))
         self.arithmetic.scaler.load_state_dict(state["scaler"])
         self.buffer.waiting.clear()
+        self.reason, self.stopping, self.evaluation_asked, self._bad_steps = None, False, False, 0
         self._began = time.perf_counter() - state["time"]
 
 # %% [markdown]

@@ -18,13 +18,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ftnb.background import ENDED, BackgroundTraining, Record, RunError, work
+from ftnb.background import ENDED, BackgroundTraining, Record, RunError, go_on, work
 from ftnb.charts import History, history_text, plot_history
-from ftnb.events import Event, Finished, read_journal
+from ftnb.events import Event, Finished, read_journal, what_counts
 from ftnb.recipe import Recipe, prepare_task, training_settings, without_memory
 from ftnb.registry import RUNS
-from ftnb.runfolder import JOURNAL, MODEL_FOLDERS, RECIPE, claim, model_folder, new_id, refuse_taken, runs_root
+from ftnb.runfolder import (
+    JOURNAL,
+    MODEL_FOLDERS,
+    RECIPE,
+    SNAPSHOTS,
+    claim,
+    hold_folder,
+    is_held,
+    model_folder,
+    new_id,
+    refuse_taken,
+    runs_root,
+)
 from ftnb.saved import load_task
+from ftnb.snapshots import Snapshots
 from ftnb.strategies import strategy_from
 from ftnb.train import Training
 from ftnb.waiting import Bar, quiet_bars, wait_for
@@ -51,27 +64,48 @@ from ftnb.schedule import lr_factor
 
 # %%
 #| export
-def build(recipe: Recipe, folder: Path, record: Record) -> tuple[Any, BackgroundTraining]:
+def build(recipe: Recipe, folder: Path, record: Record, *, again: bool = False) -> tuple[Any, BackgroundTraining]:
     """Load and check what a recipe names, and make its training and its folder.
 
+    Args:
+        recipe: what to run.
+        folder: where to keep it.
+        record: takes down what happens.
+        again: go on in a folder that holds a broken-off run of this recipe, from its newest snapshot.
+
     Returns:
-        The task object, and the training, ready to start.
+        The task object, and the training, ready to start; it holds the lock of the folder.
 
     Raises:
-        ValueError: if data, model, strategy or device cannot be used.
-        FileExistsError: if the folder holds a run already.
+        ValueError: if data, model, strategy or device cannot be used, or there is no snapshot that fits them.
+        FileExistsError: if the folder holds a run already, or another process trains in it.
     """
-    refuse_taken(folder)
+    refuse_taken(folder) if not again else None
     task = prepare_task(recipe)
     learner = task.learner(batch_size=recipe.batch_size, seed=recipe.seed)
     training = Training(learner, strategy_from(recipe.strategy), **training_settings(recipe))
     named = without_memory(recipe)
-    claim(folder, named.to_toml())
-    for warning in task.warnings:
+    claim(folder, named.to_toml()) if not again else None
+    snapshots = snapshots_of(recipe, folder)
+    background = BackgroundTraining(training, folder, task.save, record, snapshots, recipe.snapshot_every)
+    background.lock = hold_folder(folder)
+    try:
+        if again:
+            go_on(background, training, read_journal(folder / JOURNAL))
+    except BaseException:
+        background.lock.release()
+        raise
+    for warning in task.warnings if not again else []:
         record.warn("data", warning)
-    if named is not recipe:
+    if named is not recipe and not again:
         record.warn("data_in_memory", "the data was in memory: the folder alone cannot repeat this run.")
-    return task, BackgroundTraining(training, folder, task.save, record)
+    return task, background
+
+
+def snapshots_of(recipe: Recipe, folder: Path) -> Snapshots | None:
+    """Where and how a run keeps its snapshots; None if its recipe wants none."""
+    room = int(recipe.snapshot_gb * 1e9) if recipe.snapshot_gb is not None else None
+    return Snapshots(folder / SNAPSHOTS, recipe.keep_snapshots, room) if recipe.keep_snapshots else None
 
 # %% [markdown]
 # ## The run
@@ -135,23 +169,37 @@ class Run:
             if self.state != "idle":
                 raise RunError(f"run {self.id} was started before; it is {self.state}. A new one: Run(run.recipe).")
             self._state = "preparing"
-        try:
-            if not prepare_in_thread:
-                prepare(self)
-        except BaseException:
-            self._state = "idle"
-            raise
-        RUNS.begin(self)
-        threading.Thread(target=work_on, args=(self,), name=f"ftnb-{self.id}", daemon=True).start()
+        begin(self, prepare_in_thread=prepare_in_thread)
         return self
 
     def pause(self, *, by: str = "user") -> None:
         """Hold after the micro-batch in hand, in the middle of an evaluation too."""
         self._command("pause", by=by)
 
-    def resume(self, *, by: str = "user") -> None:
-        """Go on after a pause."""
-        self._command("resume", by=by)
+    def resume(self, *, by: str = "user", prepare_in_thread: bool = False) -> None:
+        """Go on: after a pause, or after a stop, an error or the end of the process from the newest snapshot.
+
+        Raises:
+            RunError: if it is done, or has no snapshot.
+            ValueError: if data or model are no longer what they were.
+            FileExistsError: if another process trains in the folder.
+        """
+        with self._lock:
+            if self.state not in ("stopped", "failed"):
+                self._command("resume", by=by)
+                return
+            if not self.can_go_on:
+                raise RunError(f"run {self.id} has no snapshot to go on from in {self.folder / SNAPSHOTS}.")
+            before = (self.state, self.error, self.traceback)
+            self._state, self._background, self._error = "preparing", None, ""
+            self.task = None  # its memory is needed for the new one
+            self.ended.clear()
+        begin(self, prepare_in_thread=prepare_in_thread, before=before)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it was stopped or broken off, and has a snapshot to go on from."""
+        return self.state in ("stopped", "failed") and bool(Snapshots(self.folder / SNAPSHOTS).steps())
 
     def stop(self, *, by: str = "user") -> None:
         """End after the step in hand and a last evaluation, and keep the model; asked twice, without the evaluation."""
@@ -256,9 +304,24 @@ class Run:
 
 # %%
 #| export
-def prepare(run: Run) -> None:
+def begin(run: Run, *, prepare_in_thread: bool, before: tuple[str, str, str] = ("idle", "", "")) -> None:
+    """Prepare a run and start its thread; where that cannot be, the run is as it was `before` (state, error, where)."""
+    again = before[0] != "idle"
+    try:
+        if not prepare_in_thread:
+            prepare(run, again)
+    except BaseException:
+        run._state, run._error, run._traceback = before
+        run.ended.set() if again else None
+        raise
+    RUNS.begin(run)
+    threading.Thread(target=work_on, args=(run, again), name=f"ftnb-{run.id}", daemon=True).start()
+
+
+def prepare(run: Run, again: bool = False) -> None:
     """Build a run's training, and pass on the commands that came meanwhile."""
-    task, background = build(run.recipe, run.folder, run.record)
+    run.record.journal, run.record.lost = None, False
+    task, background = build(run.recipe, run.folder, run.record, again=again)
     with run._lock:
         background.state = "running"
         for command in run._early:
@@ -266,21 +329,24 @@ def prepare(run: Run) -> None:
                 command(background)
             except (ValueError, RunError) as error:  # a wrong command must not cost the run
                 run.record.warn("refused", str(error))
+        run._early.clear()
         run.task, run._background = task, background
 
 
-def work_on(run: Run) -> None:
+def work_on(run: Run, again: bool = False) -> None:
     """The body of a run's thread."""
     try:
         if run._background is None:
             with quiet_bars():
-                prepare(run)
+                prepare(run, again)
         assert run._background is not None
         work(run._background)
     except Exception as error:  # noqa: BLE001  # only preparing raises; a thread has nobody to raise to
         run._error, run._traceback = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
         run._state = "failed"
     finally:
+        if run._background is not None and run._background.lock is not None:
+            run._background.lock.release()
         RUNS.end(run)
         run.ended.set()
 
@@ -333,11 +399,12 @@ def open_run(folder: Path) -> Run:
     if not (folder / RECIPE).exists() or not (folder / JOURNAL).exists():
         raise RunError(f"{folder} holds no run; a run's folder has a {RECIPE} and an {JOURNAL}.")
     run = Run(Recipe.load(folder), folder)
-    events = read_journal(folder / JOURNAL)
+    events = what_counts(read_journal(folder / JOURNAL))
     run.id, run.record.history = folder.name, History.from_events(events)
     last = next((event for event in reversed(events) if isinstance(event, Finished)), None)
     if last is None:
-        run._error = "the journal has no end: the process that trained was ended, or it is training still."
+        busy = is_held(folder)
+        run._error = "another process is training it." if busy else "the process that trained it was ended."
     elif last.reason == "failed":
         run._error = last.message
     run._state = "failed" if run._error else "stopped" if last and last.reason == "stopped" else "done"
