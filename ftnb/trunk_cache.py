@@ -1,0 +1,544 @@
+# Exported from nbs/23_trunk_cache.py: edit the lesson, then run `make export`.
+"""What frozen layers make of an example never changes: compute it once, keep it, and train only what is above."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftnb.adapter_layers import is_adapter_layer
+from ftnb.data import Batches
+from ftnb.devices import free_memory, to_device
+from ftnb.events import Changed
+from ftnb.layers import layer_groups
+from ftnb.loop import Loop
+from ftnb.nested import put_together, take_apart
+from ftnb.step import Arithmetic, Batch, Learner, Phase
+from ftnb.strategies import apply
+from ftnb.trunk_checks import (
+    NoCache,
+    Outcome,
+    flops,
+    outcome,
+    refuse_random,
+    three_examples,
+    training_pass,
+    undisturbed,
+)
+from ftnb.trunk_fill import MASK, Shelf, SplitFilling, in_words, prepare_folder, unread_parts
+from ftnb.trunk_store import Store
+
+__all__ = [
+    "Unit",
+    "Cut",
+    "find_units",
+    "changed_forwards",
+    "replayed",
+    "trunk_leaves",
+    "crossing",
+    "TRUNK",
+    "SHAPES",
+    "ReplayedBatches",
+    "full_leaves",
+    "replaying_learner",
+    "Saving",
+    "Plan",
+    "MIN_SPEEDUP",
+    "TOLERANCE",
+    "plan_cache",
+    "cut_name",
+    "TrunkCache",
+    "trunk_hash",
+    "cache_folder",
+    "savings",
+]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A frozen module that depends on nothing that trains, with the structure of its output and its leaves' numbers."""
+
+    name: str
+    module: nn.Module
+    template: Any
+    leaves: range
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The frozen trunk of a model: its modules in order and, for each tensor they put out, whether others need it."""
+
+    units: list[Unit]
+    dtypes: list[torch.dtype]
+    kept: list[bool]
+
+
+def find_units(model: nn.Module, run: Callable[[], object], num_examples: int) -> tuple[list[Unit], list[Tensor]]:
+    """The largest modules whose output for an example never changes, in the order in which they are computed.
+
+    Such a module has only frozen parameters, is in eval mode with all it holds, is called once, puts out one row per
+    example, and no gradient could pass through its output: nothing before it trains.
+
+    Args:
+        model: with the modes and flags of a phase.
+        run: a forward pass with gradients.
+        num_examples: in its batch, at least 2.
+
+    Returns:
+        The modules, and what they put out in this pass.
+    """
+    seen: dict[nn.Module, list[Any]] = {}
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        seen.setdefault(module, []).append(output)
+
+    frozen = [m for m in model.modules() if _is_frozen(m)]
+    hooks = [module.register_forward_hook(note) for module in frozen]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    order = {module: i for i, module in enumerate(seen)}
+    chosen = sorted(_largest(model, "", seen, num_examples), key=lambda pair: order[pair[1]])
+    units, leaves = list[Unit](), list[Tensor]()
+    for name, module in chosen:
+        tensors, template = take_apart(seen[module][0])
+        units.append(Unit(name, module, template, range(len(leaves), len(leaves) + len(tensors))))
+        leaves += [tensor.detach() for tensor in tensors]
+    return units, leaves
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    trains = any(p.requires_grad for p in parameters) or any(m.training for m in module.modules())
+    return bool(parameters) and not trains
+
+
+def _largest(
+    module: nn.Module, name: str, seen: Mapping[nn.Module, list[Any]], num_examples: int
+) -> Iterator[tuple[str, nn.Module]]:
+    """The frozen modules inside a module that do not lie in a larger one; adapters are not looked into."""
+    outputs = seen.get(module, [])
+    tensors = take_apart(outputs[0])[0] if len(outputs) == 1 else []
+    if tensors and all(t.ndim and len(t) == num_examples and not t.requires_grad for t in tensors):
+        yield name, module
+    elif not is_adapter_layer(module):
+        for child_name, child in module.named_children():
+            yield from _largest(child, f"{name}.{child_name}".strip("."), seen, num_examples)
+
+
+@contextmanager
+def changed_forwards(changed: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules compute something else inside the `with` block."""
+    before = {module: vars(module).get("forward") for module in changed}
+    for module, forward in changed.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, own in before.items():
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+
+def replayed(units: Sequence[Unit], leaves: Sequence[Tensor]) -> Any:
+    """A context in which the frozen modules do not compute, but give what is in `leaves`."""
+
+    def giving(unit: Unit) -> Callable[..., Any]:
+        output = put_together(unit.template, [leaves[i] for i in unit.leaves])
+        return lambda *_, **__: output
+
+    return changed_forwards({unit.module: giving(unit) for unit in units})
+
+
+class _ComputedError(Exception):
+    """The last frozen module is computed; what comes after it is of no interest."""
+
+
+def trunk_leaves(cut: Cut, learner: Learner, arithmetic: Arithmetic, batch: Batch) -> list[Tensor]:
+    """Compute the frozen modules of a model for a batch, and nothing above them."""
+    found: dict[int, Tensor] = {}
+
+    def noting(unit: Unit) -> Callable[..., Any]:
+        compute = unit.module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = compute(*args, **kwargs)
+            found.update(zip(unit.leaves, take_apart(output)[0], strict=True))
+            if unit is cut.units[-1]:
+                raise _ComputedError
+            return output
+
+        return forward
+
+    noted = changed_forwards({unit.module: noting(unit) for unit in cut.units})
+    with suppress(_ComputedError), noted, torch.no_grad(), arithmetic.autocast():
+        learner.loss(learner.model, to_device(batch, arithmetic.device))
+    return [found[i] for i in range(len(cut.dtypes))]
+
+
+def crossing(leaves: Sequence[Tensor], outcome_of: Callable[[Sequence[Tensor]], Outcome]) -> list[bool]:
+    """Which leaves are needed above the frozen modules: those whose poisoning with NaN changes what comes out.
+
+    Args:
+        leaves: what the frozen modules put out for a batch.
+        outcome_of: replays leaves and gives loss, gradients and outputs.
+    """
+    whole = outcome_of(leaves)
+
+    def enough(kept: list[bool]) -> bool:
+        try:
+            return outcome_of([v if k else v * torch.nan for v, k in zip(leaves, kept, strict=True)]).same(whole)
+        except Exception:  # noqa: BLE001  # a model may refuse NaN in any way
+            return False
+
+    kept = [not leaf.is_floating_point() for leaf in leaves]
+    decimals = [i for i, is_kept in enumerate(kept) if not is_kept]
+    for i in reversed(decimals):  # the last one is needed nearly always, and often alone
+        if enough(kept):
+            break
+        kept[i] = True
+    for i in (i for i in decimals if kept[i]):
+        kept[i] = False
+        kept[i] = not enough(kept)
+    return kept
+
+
+TRUNK, SHAPES = "trunk.", "trunk shapes"
+
+
+class ReplayedBatches(Batches):
+    """Batches as they are, each with what the frozen layers put out for its examples.
+
+    Args:
+        plain: the batches.
+        store: holds their examples.
+    """
+
+    def __init__(self, plain: Batches, store: Store) -> None:
+        self.__dict__.update(vars(plain))
+        self.plain, self.store = plain, store
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def order(self, epoch: int = 0) -> list[list[int]]:
+        """The indices of the examples in each batch of an epoch."""
+        return self.plain.order(epoch)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch number `start` on, with the leaves of the trunk."""
+        for examples, batch in zip(self.order(epoch)[start:], self.plain.epoch(epoch, start), strict=True):
+            values, shapes = self.store.batch(examples, batch.get(MASK))
+            known = {f"{TRUNK}{i}": value for i, value in enumerate(values) if value is not None}
+            yield {**batch, **known, SHAPES: shapes}
+
+
+def full_leaves(cut: Cut, known: Mapping[int, Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """All leaves of a batch: those that are kept, and zeros of the right shape for those that nobody needs."""
+    some = next(iter(known.values()))
+    return [
+        known[i] if i in known else torch.zeros((len(some), *shape), dtype=dtype, device=some.device)
+        for i, (shape, dtype) in enumerate(zip(shapes, cut.dtypes, strict=True))
+    ]
+
+
+def replaying_learner(learner: Learner, cut: Cut, train: Batches, valid: Batches) -> Learner:
+    """A learner that does the same as another one, except that the frozen modules are replayed.
+
+    Args:
+        learner: the other one.
+        cut: its frozen modules.
+        train: its training batches, with the leaves of the trunk.
+        valid: its validation batches, with the leaves of the trunk.
+    """
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        plain = {name: value for name, value in batch.items() if name != SHAPES and not name.startswith(TRUNK)}
+        if SHAPES not in batch:  # a batch from elsewhere
+            return learner.loss(model, plain)
+        known = {int(name.removeprefix(TRUNK)): v for name, v in batch.items() if name.startswith(TRUNK)}
+        with replayed(cut.units, full_leaves(cut, known, batch[SHAPES])):
+            return learner.loss(model, plain)
+
+    return replace(learner, train=train, valid=valid, loss=loss)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a cache does for one phase.
+
+    Attributes:
+        phase: its name.
+        cut: the frozen layers that are computed once; "" if there is no cache.
+        num_bytes: what it will hold for all examples, estimated from three.
+        speedup: how much faster the phase's steps become, the filling included, by counted multiplications.
+        reason: why there is no cache; "" if there is one.
+    """
+
+    phase: str
+    cut: str = ""
+    num_bytes: int = 0
+    speedup: float = 1.0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"{self.phase}: no cache; {self.reason}"
+        return f"{self.phase}: {self.cut} computed once ({in_words(self.num_bytes)}), {self.speedup:.2f} times as fast"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cut that was tried out on three examples, what it will save, and what of an example nobody else reads."""
+
+    cut: Cut
+    saving: Saving
+    unread: list[str]
+
+
+MIN_SPEEDUP = 1.05  # below it, a cache costs more memory and trouble than it saves
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.2}  # of a gradient, relative: examples computed alone or padded
+
+
+def plan_cache(
+    learner: Learner,
+    phase: Phase,
+    arithmetic: Arithmetic,
+    num_epochs: float = 1.0,
+    low: bool = False,
+    min_speedup: float = MIN_SPEEDUP,
+) -> Plan:
+    """Find what a phase freezes at the bottom, and prove on three examples that replaying it gives the same.
+
+    Args:
+        learner: its model has the modes and flags of the phase.
+        phase: what trains.
+        arithmetic: how the training computes.
+        num_epochs: how often the phase sees each example.
+        low: whether decimal numbers are kept in bf16.
+        min_speedup: below it, a cache is refused.
+
+    Raises:
+        NoCache: saying why there cannot be a cache, or why it is not worth having.
+    """
+    model, device, picks = learner.model, arithmetic.device, three_examples(learner.train)
+    refuse_random(learner.train, picks)
+    examples = [learner.train.examples[i] for i in picks]
+    batch = to_device(learner.train.collate(examples), device)
+    units, leaves = _constant_units(learner, batch, arithmetic)
+
+    def replay(leaves: Sequence[Tensor], batch: Batch = batch) -> Outcome:
+        with replayed(units, leaves):
+            return outcome(model, learner.loss, batch, arithmetic)
+
+    whole = outcome(model, learner.loss, batch, arithmetic)
+    if not replay(leaves).same(whole):
+        raise NoCache("replaying the frozen layers does not give the same: the model does more than call them once.")
+    cut = Cut(units, [leaf.dtype for leaf in leaves], crossing(leaves, replay))
+    run = partial(trunk_leaves, cut, learner, arithmetic)
+    filling = SplitFilling(Batches(examples, learner.train.collate, 1), run, Shelf(cut.kept, cut.dtypes, low))
+    filling.finish()
+    values, shapes = filling.store.batch(range(len(picks)), batch.get(MASK))
+    known = {i: value.to(device) for i, value in enumerate(values) if value is not None}
+    off = float("inf")
+    with suppress(RuntimeError, ValueError, IndexError):  # shapes that do not fit
+        off = replay(full_leaves(cut, known, shapes)).distance(whole)
+    if not off <= TOLERANCE["bf16" if low else arithmetic.precision]:
+        raise NoCache(
+            "what the frozen layers make of an example depends on how far its batch is padded (its gradient is "
+            f"{off:.1%} off), so there is no single value to keep. A norm over time does this."
+        )
+    with undisturbed(model, device):
+        step, trunk = flops(partial(training_pass, model, learner.loss, batch, arithmetic)), flops(partial(run, batch))
+        with replayed(units, leaves):
+            kept = flops(partial(training_pass, model, learner.loss, batch, arithmetic))
+    speedup = num_epochs * step / max(1, num_epochs * kept + trunk)
+    name, num_bytes = cut_name(learner, cut), filling.bytes_of(learner.train, learner.valid, picks)
+    if speedup < min_speedup:
+        share = f"{name}, all that is frozen at the bottom, is {trunk / max(1, step):.1%} of a step's work"
+        raise NoCache(f"{share}, and there are {num_epochs:.3g} epochs: too little to save.")
+    saving = Saving(phase.name, name, num_bytes, speedup)
+    unread = unread_parts(
+        examples, lambda light: replay(leaves, to_device(learner.train.collate(light), device)).same(whole)
+    )
+    return Plan(cut, saving, unread)
+
+
+def _constant_units(learner: Learner, batch: Batch, arithmetic: Arithmetic) -> tuple[list[Unit], list[Tensor]]:
+    """The frozen modules and what they put out; the same twice, with other random numbers."""
+    num_examples, found = len(next(value for value in batch.values() if isinstance(value, Tensor))), []
+    for seed in range(2):
+        with undisturbed(learner.model, arithmetic.device):
+            run = partial(training_pass, learner.model, learner.loss, batch, arithmetic, seed)
+            found.append(find_units(learner.model, run, num_examples))
+    (units, leaves), (_, again) = found
+    if not units:
+        raise NoCache("nothing at the bottom of the model is frozen.")
+    if len(leaves) != len(again) or not all(map(torch.equal, leaves, again)):
+        raise NoCache("what the frozen layers put out is random: there is a mask or dropout between them.")
+    return units, leaves
+
+
+def cut_name(learner: Learner, cut: Cut) -> str:
+    """The layer groups that are wholly inside the frozen modules: "embeddings – block 4"."""
+    inside = {p for unit in cut.units for p in unit.module.parameters()}
+    groups = layer_groups(learner.model, learner.new_parameters)
+    names = [g.name for g in groups if inside.issuperset(map(learner.model.get_parameter, g.parameters))]
+    names = names or [unit.name for unit in cut.units]
+    return names[0] if len(names) == 1 else f"{names[0]} – {names[-1]}"
+
+
+class TrunkCache:
+    """Keeps what frozen layers put out for every example; a training asks it at each phase.
+
+    Args:
+        where: "memory" or "disk".
+        max_gb: the most it may hold, in GB; None is half of what is free.
+        low: keep decimal numbers in bf16, in half the space.
+        min_speedup: a phase that would gain less has no cache.
+        folder: for files; None is the folder `ftnb/trunks` in the user's cache. Files used longest ago make room.
+
+    Attributes:
+        saving: what it does for the present phase.
+        seconds: time spent on planning and filling for it.
+    """
+
+    def __init__(
+        self,
+        where: str = "memory",
+        *,
+        max_gb: float | None = None,
+        low: bool = False,
+        min_speedup: float = MIN_SPEEDUP,
+        folder: Path | None = None,
+    ) -> None:
+        if where not in ("memory", "disk"):
+            raise ValueError(f"where must be 'memory' or 'disk', got {where!r}.")
+        self.where, self.max_gb, self.low, self.folder = where, max_gb, low, folder or cache_folder()
+        self.min_speedup = min_speedup
+        self.saving: Saving | None = None
+        self.seconds = 0.0
+        self._plan: Plan | None = None
+        self._learner: Learner | None = None
+        self._fillings: list[SplitFilling] = []
+
+    def enter(self, loop: Loop) -> None:  # noqa: ARG002  # a cache that knows phases ahead would ask it
+        """Forget what was kept for another phase; the plan for this one is made before its first step."""
+        self._abandon()
+        self.saving, self.seconds, self._plan, self._learner, self._fillings = None, 0.0, None, None, []
+
+    def learner(self, loop: Loop) -> Learner | None:
+        """The learner for the next step; None after a piece of planning or filling."""
+        if self._learner is not None:
+            return self._learner
+        begin = time.perf_counter()
+        try:
+            self._learner = self._work(loop)
+        except (NoCache, OSError) as reason:  # OSError: the disk
+            self._abandon()
+            name = loop.phases[loop.position.phase].name
+            self.saving, self._learner = Saving(name, reason=str(reason)), loop.plain
+            loop.warn("no_trunk_cache", str(self.saving))
+        self.seconds += time.perf_counter() - begin
+        if self._learner is not None and self._learner is not loop.plain:
+            self._say(loop)
+        return self._learner
+
+    def _work(self, loop: Loop) -> Learner | None:
+        """One piece of planning or filling."""
+        if self._plan is None:
+            phase = loop.phases[loop.position.phase]
+            num_epochs = phase.share * loop.plan.num_epochs
+            self._plan = plan_cache(loop.plain, phase, loop.arithmetic, num_epochs, self.low, self.min_speedup)
+            self.saving = self._plan.saving
+            self._fillings = [self._filling(loop, loop.plain.train, self._budget())]
+        elif self._fillings[-1].work():
+            if len(self._fillings) == 2:
+                train, valid = (ReplayedBatches(f.light_batches(), f.store) for f in self._fillings)
+                return replaying_learner(loop.plain, self._plan.cut, train, valid)
+            left = self._fillings[0].shelf.budget - self._fillings[0].store.num_bytes
+            self._fillings.append(self._filling(loop, loop.plain.valid, left))
+        return None
+
+    def _filling(self, loop: Loop, batches: Batches, budget: int) -> SplitFilling:
+        assert self._plan is not None
+        cut, folder = self._plan.cut, self.folder if self.where == "disk" else None
+        key = f"{trunk_hash(cut)} {self.low} {loop.precision} {loop.device} {torch.__version__}"
+        shelf = Shelf(cut.kept, cut.dtypes, self.low, budget, folder, key)
+        return SplitFilling(batches, partial(trunk_leaves, cut, loop.plain, loop.arithmetic), shelf, self._plan.unread)
+
+    def _budget(self) -> int:
+        """Bytes that may be filled, checked before anything is.
+
+        Raises:
+            NoCache: if the estimate is above them.
+        """
+        assert self.saving is not None
+        if self.where == "disk":
+            return prepare_folder(self.folder, self.saving.num_bytes, self.max_gb)
+        free = free_memory(torch.device("cpu")) or 2**40
+        budget = int(self.max_gb * 1e9) if self.max_gb is not None else free // 2
+        if self.saving.num_bytes > budget:
+            raise NoCache(
+                f"it would need {in_words(self.saving.num_bytes)} of memory and may take {in_words(budget)}. "
+                "Keep it on the disk, or in bf16, or allow more."
+            )
+        return budget
+
+    def _say(self, loop: Loop) -> None:
+        """Tell what is kept, since it changes the arithmetic (within rounding)."""
+        assert self.saving is not None
+        held, fillings = sum(f.store.num_bytes for f in self._fillings), self._fillings
+        if any(f.damaged for f in fillings):
+            loop.warn("trunk_cache_damaged", f"a file in {self.folder} was damaged; it was made again.")
+        how = "in bf16 " if self.low else ""
+        how += "read from the disk" if all(f.from_file for f in fillings) else f"filled in {self.seconds:.1f} s"
+        new = f"{self.saving.cut} kept {'on the disk' if self.where == 'disk' else 'in memory'}"
+        loop.add(Changed, what="trunk_cache", new=f"{new}: {in_words(held)} {how}", by="training")
+
+    def _abandon(self) -> None:
+        for filling in self._fillings:
+            filling.abandon()
+
+
+def trunk_hash(cut: Cut) -> str:
+    """A hash of the names, weights and buffers of the frozen modules, and of which of their leaves are kept."""
+    digest = hashlib.blake2b(repr((cut.kept, cut.dtypes)).encode(), digest_size=16)
+    for unit in cut.units:
+        for name, tensor in unit.module.state_dict(prefix=f"{unit.name}.").items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where files go when nobody says otherwise."""
+    root = os.environ.get("FTNB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ftnb"
+    return Path(root).expanduser() / "trunks"
+
+
+def savings(training: Loop, *, low: bool = False) -> list[Saving]:
+    """What a cache would do for each phase of a training, before it starts; the model is left as it was."""
+    rows = []
+    for phase in training.phases:
+        undo = apply(phase, training.model)
+        try:
+            num_epochs = phase.share * training.plan.num_epochs
+            rows.append(plan_cache(training.plain, phase, training.arithmetic, num_epochs, low).saving)
+        except NoCache as reason:
+            rows.append(Saving(phase.name, reason=str(reason)))
+        finally:
+            undo()
+    return rows
