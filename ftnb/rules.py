@@ -125,6 +125,13 @@ def is_named(data: Any) -> bool:
     return isinstance(data, str) or (type(data) is dict and all(is_named(part) for part in data.values()))
 
 
+SEVERAL_LABELS = (
+    " Several labels of a text stand in one column: joined (\"a;b\"), with label_separator=';'; or as lists, which "
+    "columns of 0 and 1 become by table['label'] = [[n for n in names if int(row[n])] for row in "
+    "table.to_dict('records')]."
+)
+
+
 def check_columns(key: str, value: Any, rule: Rule) -> dict[str, str | int]:
     """Return a mapping role → column: a name, or a place counted from 0 in a file without a header line."""
     if not isinstance(value, Mapping):
@@ -132,6 +139,8 @@ def check_columns(key: str, value: Any, rule: Rule) -> dict[str, str | int]:
     columns: dict[str, str | int] = {}
     for role, column in value.items():
         name = f"{key}.{check_text(f'a role in {key}', role, TEXT)}"
+        if isinstance(column, list | tuple | set):
+            raise RecipeError(f"{name} must be one column; got {column!r}.{SEVERAL_LABELS if role == 'label' else ''}")
         columns[role] = (
             check_text(name, column, TEXT) if isinstance(column, str) else int(check_number(name, column, PLACE))
         )

@@ -96,6 +96,8 @@ def test_any_settings_make_a_recipe_or_name_what_is_wrong(data):
         ("columns", "text", "a table"),
         ("columns", {"text": True}, "columns.text"),
         ("columns", {"text": -1}, "columns.text"),
+        ("columns", {"label": ["angry", "polite"]}, "joined (\"a;b\"), with label_separator=';'"),
+        ("columns", {"text": ["title", "body"]}, "columns.text must be one column; got ['title', 'body']."),
         ("strategy", 3, "a name"),
         ("strategy", "ful", "strategy"),
         ("strategy", {"name": "top-k", "k": -1}, "strategy"),

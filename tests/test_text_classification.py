@@ -399,7 +399,7 @@ def lists(*labels, text="the film", count=1):
         (
             lists("a", "b", count=20),
             {"columns": {"label": ["toxic", "rude"]}},
-            "a role has one column. Make one of several",
+            "a role has one column. .*label_separator=';'; or as lists",
         ),
         (
             lists("a", "b", count=20),

@@ -12,6 +12,7 @@ import pandas as pd
 from datasets import Dataset, List, Value
 
 from ftnb.data import load_splits, split_tables
+from ftnb.rules import SEVERAL_LABELS
 from ftnb.sources import read_any
 from ftnb.tables import DataError, Splits, Table, has_header, listing, select_columns
 
@@ -55,8 +56,8 @@ def load_text_splits(
             raise DataError(f"columns names the role {role!r}; this task knows {listing(ROLES)}.")
         if not isinstance(columns[role], str | int):
             raise DataError(
-                f"columns gives {role!r} {columns[role]!r}, but a role has one column. Make one of several columns of "
-                "0 and 1: table['label'] = [[n for n in names if int(row[n])] for row in table.to_dict('records')]."
+                f"columns gives {role!r} {columns[role]!r}, but a role has one column."
+                f"{SEVERAL_LABELS if role == 'label' else ''}"
             )
     fractions: dict[str, Any] = {"valid_fraction": valid_fraction, "test_fraction": test_fraction, "seed": seed}
     if isinstance(data, str) and data.startswith("builtin:"):
