@@ -20,16 +20,16 @@ import torch
 from datasets import Dataset
 from matplotlib.axes import Axes
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassPrecision, MulticlassRecall
+from torchmetrics.classification import MulticlassPrecision, MulticlassRecall
 
 from ftnb.checks import check_labels, label_order
 from ftnb.data import Batches, Splits
 from ftnb.devices import to_device
-from ftnb.metrics import Metrics, classification_metrics
+from ftnb.metrics import Metrics
 from ftnb.pretrained import refuse_untrained, trained_labels
 from ftnb.step import Batch, Learner
 from ftnb.tasks.display import TextTable
-from ftnb.tasks.text_classification import Prediction, evaluating
+from ftnb.tasks.text_classification import Prediction, evaluating, text_metrics
 from ftnb.transforms import ImageTransform
 from ftnb.vision.examples import ImageExamples, first_batch, picture_rows, picture_sheet
 from ftnb.vision.models import VisionModel, load_image_classifier, loading_code, save_vision_model
@@ -83,12 +83,8 @@ def stack_examples(examples: list[dict[str, Any]]) -> Batch:
 
 def image_metrics(num_labels: int) -> Metrics:
     """Accuracy (the main metric), macro F1 and, from six classes on, the accuracy of the five best guesses."""
-    metrics = classification_metrics(num_labels)
+    metrics = text_metrics(num_labels)  # the same; only what a model returns differs
     metrics.inputs = lambda logits, batch: (logits, batch["labels"])
-    if num_labels > 5:
-        metrics.collection.add_metrics(
-            {"top5": MulticlassAccuracy(num_labels, top_k=5, average="micro", validate_args=False)}
-        )
     return metrics
 
 # %% [markdown]

@@ -1,7 +1,6 @@
 """Detectors by name: torchvision's, a classifier's body with a pyramid, the DETR family; each with our classes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ftnb.pretrained import (
     NO_WEIGHTS,
     ModelError,
     find_model,
-    quiet_transformers,
+    loading,
     read_checkpoint,
     read_config,
 )
@@ -88,25 +87,12 @@ def load_detector(
         if is_saved_folder(folder := Path(name).expanduser()):
             return _from_saved(folder, labels, scratch, image_size)
         place, source = find_model(name)
-        with _loading(name, source):
+        with loading(name, source, seed):
             config = AutoConfig.from_pretrained(place)
             processor = AutoImageProcessor.from_pretrained(place)
             if config.model_type in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
                 return _from_transformers(place, processor, labels, scratch, image_size)
             return _from_transformers_body(place, config, processor, labels, scratch, image_size)
-
-
-@contextmanager
-def _loading(name: str, source: str) -> Iterator[None]:
-    try:
-        with quiet_transformers(progress=source == "hub"):
-            yield
-    except ModelError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:400]
-        hint = " Without a network give a local folder or 'builtin:resnet-glyphs'." if source == "hub" else ""
-        raise ModelError(f"cannot load {name!r} as a detector: {text}{hint}") from error
 
 
 # -- torchvision's layout ---------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Models that give every pixel a class: transformers' own, torchvision's, or a backbone with a new decoder."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
-from ftnb.pretrained import NO_WEIGHTS, ModelError, find_model, quiet_transformers, read_checkpoint
+from ftnb.pretrained import NO_WEIGHTS, ModelError, find_model, loading, read_checkpoint
 from ftnb.segmentation.torchvision_models import NEW_HEAD, from_saved, from_torchvision, resized
 from ftnb.transforms import ImageTransform, transform_from_processor
 from ftnb.vision.models import VisionModel
@@ -57,16 +56,16 @@ def load_segmentation_model(
     if is_saved_folder(folder):
         return from_saved(folder, labels, scratch, seed, image_size)
     place, source = find_model(name)
-    with _loading(name, source, seed):
+    with loading(name, source, seed):
         config: Any = AutoConfig.from_pretrained(place)
         processor: Any = AutoImageProcessor.from_pretrained(place)
     if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-        with _loading(name, source, seed):
+        with loading(name, source, seed):
             model, new, notices = _with_own_decoder(place, config, labels, scratch)
         transform = transform_from_processor(processor, image_size)
     elif type(config) in MODEL_FOR_BACKBONE_MAPPING and hasattr(config, "stage_names"):
         transform = transform_from_processor(processor, image_size or picture_size)
-        with _loading(name, source, seed):
+        with loading(name, source, seed):
             model, new, notices = _with_new_decoder(place, labels, scratch, transform.height)
     else:
         raise ModelError(
@@ -77,19 +76,6 @@ def load_segmentation_model(
     names = {int(i): label for i, label in model.config.id2label.items()}
     order = [names[i] for i in range(len(names))]
     return VisionModel(model.eval(), transform, order, _processor(transform), None, new, notices)
-
-
-@contextmanager
-def _loading(name: str, source: str, seed: int) -> Iterator[None]:
-    try:
-        with quiet_transformers(progress=source == "hub"), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-    except ModelError:
-        raise
-    except Exception as error:
-        hint = " Without a network give a local folder or a built-in model." if source == "hub" else ""
-        raise ModelError(f"cannot load {name!r}: {' '.join(str(error).split())[:500]}{hint}") from error
 
 
 def _label_settings(labels: Sequence[str]) -> dict[str, Any]:
