@@ -606,7 +606,7 @@ bottom.legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1, 
 plt.show()
 
 # %% [markdown]
-# Your own recordings: a folder with a text file beside each, LJ Speech's or LibriSpeech's layout, or a table with the columns `audio` and `text`. Real models take the same place: `SpeechRecognition.prepare("my_folder", "facebook/wav2vec2-base-960h")` (CTC; it keeps its letters and its head if they can spell your transcripts) or `"openai/whisper-tiny"` (sequence to sequence), on a GPU. What comes out is a folder that `transformers.pipeline("automatic-speech-recognition", folder)` loads.
+# Your own recordings: a folder with a text file beside each, LJ Speech's or LibriSpeech's layout, or a table with the columns `audio` and `text`. Real models take the same place: `SpeechRecognition.prepare("my_folder", "facebook/wav2vec2-base-960h")` (CTC; it keeps its letters and its head if they can spell your transcripts) or `"openai/whisper-tiny"` (sequence to sequence), on a GPU. What comes out is a folder that `transformers.pipeline("automatic-speech-recognition", folder)` loads. Where the letters are new to a model, train all of it: in the real-data tests, on strings of digits by strangers, full training, layer decay and LP-FT come to word error rates of 0.61 to 0.70 within 300 steps, while the head alone still writes nothing.
 #
 # ## Is the pretraining worth it?
 #
