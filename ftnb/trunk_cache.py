@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,14 @@ from ftnb.events import Changed
 from ftnb.layers import layer_groups
 from ftnb.loop import Loop
 from ftnb.nested import put_together, take_apart
-from ftnb.step import Arithmetic, Batch, Learner, Phase
+from ftnb.step import Arithmetic, Batch, Learner, Phase, seed_generators
 from ftnb.strategies import apply
 from ftnb.trunk_checks import (
     NoCache,
     Outcome,
-    flops,
     outcome,
     refuse_random,
     three_examples,
-    training_pass,
     undisturbed,
 )
 from ftnb.trunk_fill import MASK, Shelf, SplitFilling, in_words, prepare_folder, unread_parts
@@ -89,16 +87,19 @@ def find_units(model: nn.Module, run: Callable[[], object], num_examples: int) -
 
     Args:
         model: with the modes and flags of a phase.
-        run: a forward pass with gradients.
+        run: makes one forward pass with gradients; others do not count.
         num_examples: in its batch, at least 2.
 
     Returns:
         The modules, and what they put out in this pass.
     """
-    seen: dict[nn.Module, list[Any]] = {}
+    seen: dict[nn.Module, list[_Seen]] = {}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
-        seen.setdefault(module, []).append(output)
+        if torch.is_grad_enabled():
+            tensors, template = take_apart(output)
+            made = [(t.detach().clone(), t.requires_grad) for t in tensors]  # somebody may change them in place
+            seen.setdefault(module, []).append((made, template))
 
     frozen = [m for m in model.modules() if _is_frozen(m)]
     hooks = [module.register_forward_hook(note) for module in frozen]
@@ -111,10 +112,13 @@ def find_units(model: nn.Module, run: Callable[[], object], num_examples: int) -
     chosen = sorted(_largest(model, "", seen, num_examples), key=lambda pair: order[pair[1]])
     units, leaves = list[Unit](), list[Tensor]()
     for name, module in chosen:
-        tensors, template = take_apart(seen[module][0])
-        units.append(Unit(name, module, template, range(len(leaves), len(leaves) + len(tensors))))
-        leaves += [tensor.detach() for tensor in tensors]
+        made, template = seen[module][0]
+        units.append(Unit(name, module, template, range(len(leaves), len(leaves) + len(made))))
+        leaves += [tensor for tensor, _ in made]
     return units, leaves
+
+
+_Seen = tuple[list[tuple[Tensor, bool]], Any]  # tensors, each with whether a gradient could pass, and the structure
 
 
 def _is_frozen(module: nn.Module) -> bool:
@@ -124,12 +128,12 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def _largest(
-    module: nn.Module, name: str, seen: Mapping[nn.Module, list[Any]], num_examples: int
+    module: nn.Module, name: str, seen: Mapping[nn.Module, list[_Seen]], num_examples: int
 ) -> Iterator[tuple[str, nn.Module]]:
     """The frozen modules inside a module that do not lie in a larger one; adapters are not looked into."""
-    outputs = seen.get(module, [])
-    tensors = take_apart(outputs[0])[0] if len(outputs) == 1 else []
-    if tensors and all(t.ndim and len(t) == num_examples and not t.requires_grad for t in tensors):
+    calls = seen.get(module, [])
+    made = calls[0][0] if len(calls) == 1 else []
+    if made and all(t.ndim and len(t) == num_examples and not trains for t, trains in made):
         yield name, module
     elif not is_adapter_layer(module):
         for child_name, child in module.named_children():
@@ -153,11 +157,14 @@ def changed_forwards(changed: Mapping[nn.Module, Callable[..., Any]]) -> Iterato
 
 
 def replayed(units: Sequence[Unit], leaves: Sequence[Tensor]) -> Any:
-    """A context in which the frozen modules do not compute, but give what is in `leaves`."""
+    """A context in which the frozen modules do not compute, but give copies of what is in `leaves`."""
 
     def giving(unit: Unit) -> Callable[..., Any]:
-        output = put_together(unit.template, [leaves[i] for i in unit.leaves])
-        return lambda *_, **__: output
+        def forward(*_: Any, **__: Any) -> Any:
+            copies = [leaves[i].clone(memory_format=torch.contiguous_format) for i in unit.leaves]
+            return put_together(unit.template, copies)
+
+        return forward
 
     return changed_forwards({unit.module: giving(unit) for unit in units})
 
@@ -175,7 +182,8 @@ def trunk_leaves(cut: Cut, learner: Learner, arithmetic: Arithmetic, batch: Batc
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             output = compute(*args, **kwargs)
-            found.update(zip(unit.leaves, take_apart(output)[0], strict=True))
+            for i, tensor in zip(unit.leaves, take_apart(output)[0], strict=True):
+                found[i] = tensor.clone() if cut.kept[i] else tensor
             if unit is cut.units[-1]:
                 raise _ComputedError
             return output
@@ -188,16 +196,19 @@ def trunk_leaves(cut: Cut, learner: Learner, arithmetic: Arithmetic, batch: Batc
     return [found[i] for i in range(len(cut.dtypes))]
 
 
-def crossing(leaves: Sequence[Tensor], outcome_of: Callable[[Sequence[Tensor]], Outcome]) -> list[bool]:
+def crossing(
+    leaves: Sequence[Tensor], whole: Outcome, outcome_of: Callable[[Sequence[Tensor]], Outcome]
+) -> list[bool]:
     """Which leaves are needed above the frozen modules: those whose poisoning with NaN changes what comes out.
 
     Args:
         leaves: what the frozen modules put out for a batch.
-        outcome_of: replays leaves and gives loss, gradients and outputs.
+        whole: loss, gradients and outputs of that batch.
+        outcome_of: the same with leaves replayed.
     """
-    whole = outcome_of(leaves)
 
-    def enough(kept: list[bool]) -> bool:
+    @cache
+    def enough(kept: tuple[bool, ...]) -> bool:
         try:
             return outcome_of([v if k else v * torch.nan for v, k in zip(leaves, kept, strict=True)]).same(whole)
         except Exception:  # noqa: BLE001  # a model may refuse NaN in any way
@@ -206,12 +217,12 @@ def crossing(leaves: Sequence[Tensor], outcome_of: Callable[[Sequence[Tensor]], 
     kept = [not leaf.is_floating_point() for leaf in leaves]
     decimals = [i for i, is_kept in enumerate(kept) if not is_kept]
     for i in reversed(decimals):  # the last one is needed nearly always, and often alone
-        if enough(kept):
+        if enough(tuple(kept)):
             break
         kept[i] = True
     for i in (i for i in decimals if kept[i]):
         kept[i] = False
-        kept[i] = not enough(kept)
+        kept[i] = not enough(tuple(kept))
     return kept
 
 
@@ -249,7 +260,7 @@ def full_leaves(cut: Cut, known: Mapping[int, Tensor], shapes: Sequence[Sequence
     """All leaves of a batch: those that are kept, and zeros of the right shape for those that nobody needs."""
     some = next(iter(known.values()))
     return [
-        known[i] if i in known else torch.zeros((len(some), *shape), dtype=dtype, device=some.device)
+        known[i] if i in known else torch.zeros((), dtype=dtype, device=some.device).expand(len(some), *shape)
         for i, (shape, dtype) in enumerate(zip(shapes, cut.dtypes, strict=True))
     ]
 
@@ -333,20 +344,20 @@ def plan_cache(
     Raises:
         NoCache: saying why there cannot be a cache, or why it is not worth having.
     """
-    model, device, picks = learner.model, arithmetic.device, three_examples(learner.train)
+    device, picks = arithmetic.device, three_examples(learner.train)
     refuse_random(learner.train, picks)
     examples = [learner.train.examples[i] for i in picks]
     batch = to_device(learner.train.collate(examples), device)
-    units, leaves = _constant_units(learner, batch, arithmetic)
+    units, leaves, whole = _tried(learner, batch, len(picks), arithmetic)
 
     def replay(leaves: Sequence[Tensor], batch: Batch = batch) -> Outcome:
         with replayed(units, leaves):
-            return outcome(model, learner.loss, batch, arithmetic)
+            return outcome(learner, batch, arithmetic)
 
-    whole = outcome(model, learner.loss, batch, arithmetic)
-    if not replay(leaves).same(whole):
+    again = replay(leaves)
+    if not again.same(whole):
         raise NoCache("replaying the frozen layers does not give the same: the model does more than call them once.")
-    cut = Cut(units, [leaf.dtype for leaf in leaves], crossing(leaves, replay))
+    cut = Cut(units, [leaf.dtype for leaf in leaves], crossing(leaves, whole, replay))
     run = partial(trunk_leaves, cut, learner, arithmetic)
     filling = SplitFilling(Batches(examples, learner.train.collate, 1), run, Shelf(cut.kept, cut.dtypes, low))
     filling.finish()
@@ -360,35 +371,39 @@ def plan_cache(
             "what the frozen layers make of an example depends on how far its batch is padded (its gradient is "
             f"{off:.1%} off), so there is no single value to keep. A norm over time does this."
         )
-    with undisturbed(model, device):
-        step, trunk = flops(partial(training_pass, model, learner.loss, batch, arithmetic)), flops(partial(run, batch))
-        with replayed(units, leaves):
-            kept = flops(partial(training_pass, model, learner.loss, batch, arithmetic))
-    speedup = num_epochs * step / max(1, num_epochs * kept + trunk)
+    saved = whole.flops - again.flops
+    speedup = num_epochs * whole.flops / max(1, num_epochs * again.flops + saved)
     name, num_bytes = cut_name(learner, cut), filling.bytes_of(learner.train, learner.valid, picks)
     if speedup < min_speedup:
-        share = f"{name}, all that is frozen at the bottom, is {trunk / max(1, step):.1%} of a step's work"
+        share = f"{name}, all that is frozen at the bottom, is {saved / max(1, whole.flops):.1%} of a step's work"
         raise NoCache(f"{share}, and there are {num_epochs:.3g} epochs: too little to save.")
-    saving = Saving(phase.name, name, num_bytes, speedup)
-    unread = unread_parts(
-        examples, lambda light: replay(leaves, to_device(learner.train.collate(light), device)).same(whole)
-    )
-    return Plan(cut, saving, unread)
+
+    def same_without(light: list[Any]) -> bool:
+        try:
+            return replay(leaves, to_device(learner.train.collate(light), device)).same(whole)
+        except Exception:  # noqa: BLE001  # a loss that misses something may complain in any way
+            return False
+
+    return Plan(cut, Saving(phase.name, name, num_bytes, speedup), unread_parts(examples, same_without))
 
 
-def _constant_units(learner: Learner, batch: Batch, arithmetic: Arithmetic) -> tuple[list[Unit], list[Tensor]]:
-    """The frozen modules and what they put out; the same twice, with other random numbers."""
-    num_examples, found = len(next(value for value in batch.values() if isinstance(value, Tensor))), []
-    for seed in range(2):
-        with undisturbed(learner.model, arithmetic.device):
-            run = partial(training_pass, learner.model, learner.loss, batch, arithmetic, seed)
-            found.append(find_units(learner.model, run, num_examples))
-    (units, leaves), (_, again) = found
+def _tried(
+    learner: Learner, batch: Batch, num_examples: int, arithmetic: Arithmetic
+) -> tuple[list[Unit], list[Tensor], Outcome]:
+    """The frozen modules, what they put out for a batch, and what the batch gives; refuses what is random."""
+    whole: list[Outcome] = []
+    compute = partial(outcome, learner, batch, arithmetic)
+    units, leaves = find_units(learner.model, lambda: whole.append(compute()), num_examples)
     if not units:
         raise NoCache("nothing at the bottom of the model is frozen.")
-    if len(leaves) != len(again) or not all(map(torch.equal, leaves, again)):
+    cut = Cut(units, [leaf.dtype for leaf in leaves], [True] * len(leaves))
+    with undisturbed(learner.model, arithmetic.device):
+        seed_generators(arithmetic.device, 1)
+        again = trunk_leaves(cut, learner, arithmetic, batch)
+    pairs = [(a.float(), b.float()) for a, b in zip(leaves, again, strict=True)]
+    if not all((a - b).norm() <= 0.01 * b.norm() + 1e-6 for a, b in pairs):
         raise NoCache("what the frozen layers put out is random: there is a mask or dropout between them.")
-    return units, leaves
+    return units, leaves, whole[0]
 
 
 def cut_name(learner: Learner, cut: Cut) -> str:
@@ -433,6 +448,7 @@ class TrunkCache:
         self._plan: Plan | None = None
         self._learner: Learner | None = None
         self._fillings: list[SplitFilling] = []
+        self._told: str | None = None  # what was said of it last
 
     def enter(self, loop: Loop) -> None:  # noqa: ARG002  # a cache that knows phases ahead would ask it
         """Forget what was kept for another phase; the plan for this one is made before its first step."""
@@ -450,7 +466,10 @@ class TrunkCache:
             self._abandon()
             name = loop.phases[loop.position.phase].name
             self.saving, self._learner = Saving(name, reason=str(reason)), loop.plain
-            loop.warn("no_trunk_cache", str(self.saving))
+            if self._told is None:
+                loop.warn("no_trunk_cache", str(self.saving))
+            else:  # a phase before this one had a cache
+                self._tell(loop, str(self.saving))
         self.seconds += time.perf_counter() - begin
         if self._learner is not None and self._learner is not loop.plain:
             self._say(loop)
@@ -474,8 +493,10 @@ class TrunkCache:
 
     def _filling(self, loop: Loop, batches: Batches, budget: int) -> SplitFilling:
         assert self._plan is not None
-        cut, folder = self._plan.cut, self.folder if self.where == "disk" else None
-        key = f"{trunk_hash(cut)} {self.low} {loop.precision} {loop.device} {torch.__version__}"
+        cut, folder, key = self._plan.cut, None, ""
+        if self.where == "disk":
+            scope = f"{loop.precision} {loop.device} {torch.__version__} {torch.get_num_threads()} threads"
+            folder, key = self.folder, f"{trunk_hash(cut)} {self.low} {scope}"
         shelf = Shelf(cut.kept, cut.dtypes, self.low, budget, folder, key)
         return SplitFilling(batches, partial(trunk_leaves, cut, loop.plain, loop.arithmetic), shelf, self._plan.unread)
 
@@ -506,7 +527,11 @@ class TrunkCache:
         how = "in bf16 " if self.low else ""
         how += "read from the disk" if all(f.from_file for f in fillings) else f"filled in {self.seconds:.1f} s"
         new = f"{self.saving.cut} kept {'on the disk' if self.where == 'disk' else 'in memory'}"
-        loop.add(Changed, what="trunk_cache", new=f"{new}: {in_words(held)} {how}", by="training")
+        self._tell(loop, f"{new}: {in_words(held)} {how}")
+
+    def _tell(self, loop: Loop, new: str) -> None:
+        loop.add(Changed, what="trunk_cache", old=self._told, new=new, by="training")
+        self._told = new
 
     def _abandon(self) -> None:
         for filling in self._fillings:

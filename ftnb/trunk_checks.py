@@ -1,7 +1,7 @@
 """What a training step gives, taken down so that two ways to compute it can be compared; nothing is left changed."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ftnb.data import Batches
 from ftnb.nested import tensors_in
-from ftnb.step import Arithmetic, Batch, moving_buffers, seed_generators
-
-LossOf = Callable[[nn.Module, Batch], tuple[Tensor, Any]]
+from ftnb.step import Arithmetic, Batch, Learner, moving_buffers, seed_generators
 
 
 class NoCache(ValueError):  # noqa: N818  # a reason, and no mistake of anybody's
@@ -24,10 +22,14 @@ class NoCache(ValueError):  # noqa: N818  # a reason, and no mistake of anybody'
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a batch gives: loss and gradients in training mode, loss and outputs in eval mode."""
+    """What a batch gives: loss and gradients in training mode, loss and outputs in eval mode.
+
+    `flops` counts the multiplications and additions of matrix products, convolutions and attention in training mode.
+    """
 
     training: list[Tensor]
     evaluation: list[Tensor]
+    flops: int
 
     def same(self, other: "Outcome") -> bool:
         """Whether two outcomes are equal bit for bit (NaN equals nothing)."""
@@ -45,25 +47,25 @@ class Outcome:
         return worst if worst == worst else float("inf")
 
 
-def outcome(model: nn.Module, loss: LossOf, batch: Batch, arithmetic: Arithmetic) -> Outcome:
-    """Compute a batch in the model's present modes and in eval mode; gradients, buffers and modes are put back."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+def outcome(learner: Learner, batch: Batch, arithmetic: Arithmetic) -> Outcome:
+    """Compute a batch in the model's present modes and in eval mode, with the same random numbers each time.
+
+    Gradients, buffers, modes and generators are put back.
+    """
+    model, trainable = learner.model, [p for p in learner.model.parameters() if p.requires_grad]
     with undisturbed(model, arithmetic.device):
-        value = training_pass(model, loss, batch, arithmetic)
+        seed_generators(arithmetic.device, 0)
+        with FlopCounterMode(display=False) as counter:
+            with arithmetic.autocast():
+                value, _ = learner.loss(model, batch)
+            value.backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainable]
         model.eval()
         with torch.no_grad(), arithmetic.autocast():
-            evaluated, outputs = loss(model, batch)
-    return Outcome([value, *grads], [evaluated.float(), *tensors_in(outputs)])
-
-
-def training_pass(model: nn.Module, loss: LossOf, batch: Batch, arithmetic: Arithmetic, seed: int = 0) -> Tensor:
-    """Loss and gradients of one batch, with the random numbers of a seed."""
-    seed_generators(arithmetic.device, seed)
-    with arithmetic.autocast():
-        value, _ = loss(model, batch)
-    value.backward()
-    return value.detach().float()
+            evaluated, outputs = learner.loss(model, batch)
+        weight = torch.tensor(float(learner.weight(batch)))
+    evaluation = [evaluated.float(), weight, *tensors_in((outputs, learner.metrics.inputs(outputs, batch)))]
+    return Outcome([value.detach().float(), *grads], evaluation, int(counter.get_total_flops()))
 
 
 @contextmanager
@@ -83,27 +85,27 @@ def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def flops(work: Callable[[], object]) -> int:
-    """Multiplications and additions of matrix products, convolutions and attention in a piece of work."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return int(counter.get_total_flops())
+def costly_parts(example: Mapping[str, Any]) -> list[list[str]]:
+    """Parts of an example that cost something to make or to collate, to be tried without.
 
-
-def large_inputs(example: Mapping[str, Any]) -> list[str]:
-    """Parts of an example that cost something to make: arrays of at least 256 decimal numbers (a picture, a clip)."""
+    Arrays of at least 256 decimal numbers (a picture, a clip), one at a time; and all lists (tokens) at once.
+    """
     arrays = {key: value for key, value in example.items() if isinstance(value, Tensor | np.ndarray)}
-    return [key for key, v in arrays.items() if _num_elements(v) >= 256 and "float" in str(v.dtype)]
+    large = [[key] for key, v in arrays.items() if "float" in str(v.dtype) and _num_elements(v) >= 256]
+    lists = [key for key, value in example.items() if isinstance(value, list) and not key.startswith("label")]
+    return [*large, *([lists] if lists else [])]
 
 
 def _num_elements(array: Tensor | np.ndarray) -> int:
     return array.numel() if isinstance(array, Tensor) else array.size
 
 
-def without(example: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
-    """An example with zeros in the place of some parts; they take no memory."""
+def without(example: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """An example with some parts made cheap: zeros that take no memory, or the first token alone."""
 
     def nothing(value: Any) -> Any:
+        if isinstance(value, list):
+            return value[:1]
         if isinstance(value, Tensor):
             return torch.zeros((), dtype=value.dtype).expand(value.shape)
         return np.broadcast_to(np.zeros((), dtype=value.dtype), value.shape)
@@ -112,10 +114,10 @@ def without(example: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
 
 
 def three_examples(batches: Batches) -> list[int]:
-    """The shortest, a middle and the longest example; of fewer than three, some come twice."""
+    """A short, a middle and a long example (longer than three quarters); of fewer than three, some come twice."""
     lengths = batches.lengths
     order = sorted(range(batches.num_examples), key=lambda i: lengths[i] if lengths is not None else i)
-    return [order[0], order[len(order) // 2], order[-1]]
+    return [order[0], order[len(order) // 2], order[3 * len(order) // 4]]
 
 
 def refuse_random(batches: Batches, picks: list[int]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ftnb.data import Batches
 from ftnb.step import Batch
-from ftnb.trunk_checks import NoCache, large_inputs, without
+from ftnb.trunk_checks import NoCache, costly_parts, without
 from ftnb.trunk_store import Group, Store, StoreFile, make_room, read_store
 
 PIECE = 64  # examples that are looked at in one piece of work
@@ -216,14 +216,14 @@ def inputs_of(batch: Batch) -> dict[str, Tensor]:
 
 
 def unread_parts(examples: Sequence[Any], same: Callable[[list[Any]], bool]) -> list[str]:
-    """The large parts of examples that nothing but the frozen layers reads.
+    """The costly parts of examples that nothing but the frozen layers reads.
 
     Args:
         examples: some examples.
-        same: whether these examples, with zeros in the place of such parts, give the same.
+        same: whether these examples give the same without such parts.
     """
-    large = large_inputs(examples[0]) if isinstance(examples[0], Mapping) else []
-    return [key for key in large if same([without(example, [key]) for example in examples])]
+    costly = costly_parts(examples[0]) if isinstance(examples[0], Mapping) else []
+    return [key for keys in costly if same([without(example, keys) for example in examples]) for key in keys]
 
 
 def in_words(num_bytes: float) -> str:

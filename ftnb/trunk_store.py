@@ -7,7 +7,10 @@ damaged file is noticed when it is opened, and made again.
 import hashlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
+PARTIAL = ".partial"
+STALE = 86_400  # seconds after which nobody writes a partial file any more
 ALIGN = 64  # bytes; a tensor of any type may begin at a multiple of it
 
 
@@ -132,7 +137,7 @@ class StoreFile:
 
     def __init__(self, path: Path, store: Store) -> None:
         self.path, self.store = path, store
-        self._partial = path.with_suffix(f".partial-{os.getpid()}")
+        self._partial = path.with_suffix(f".{secrets.token_hex(4)}{PARTIAL}")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._partial.open("wb")
         self._hash, self._size = hashlib.blake2b(), 0
@@ -169,7 +174,7 @@ class StoreFile:
         about = {"format": FORMAT, "size": self._size, "content": self._hash.hexdigest(), "groups": self._groups}
         self.path.with_suffix(".json").unlink(missing_ok=True)  # it belongs to an older file of this name
         os.replace(self._partial, self.path)
-        waiting = self._partial.with_suffix(".about")
+        waiting = self._partial.with_suffix(f".about{PARTIAL}")
         waiting.write_text(json.dumps(about), encoding="utf-8")
         os.replace(waiting, self.path.with_suffix(".json"))
         _map(self.path, about, self.store)
@@ -216,11 +221,27 @@ def _map(path: Path, about: dict[str, Any], store: Store) -> None:
 
 
 def make_room(folder: Path, needed: int, budget: int) -> None:
-    """Remove the files of a folder that were used longest ago, until `needed` bytes more fit into the budget."""
-    files = sorted(folder.glob("*.trunk"), key=lambda path: path.stat().st_mtime, reverse=True)
-    room = budget - needed
-    for path in files:
-        room -= path.stat().st_size
-        if room < 0:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
+    """Remove the files of a folder that were used longest ago, until `needed` bytes more fit into the budget.
+
+    What a killed process left half written goes as well.
+    """
+    files, room = _by_age(folder, "*.trunk"), budget - needed
+    for path, _ in files:
+        with suppress(OSError):  # another process may have removed it, or use it (Windows)
+            room -= path.stat().st_size
+            if room < 0:
+                path.unlink()
+                path.with_suffix(".json").unlink(missing_ok=True)
+    for path, used in _by_age(folder, f"*{PARTIAL}"):
+        with suppress(OSError):
+            if time.time() - used > STALE:
+                path.unlink()
+
+
+def _by_age(folder: Path, pattern: str) -> list[tuple[Path, float]]:
+    """The files of a folder with the time of their last use, newest first."""
+    found = []
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            found.append((path, path.stat().st_mtime))
+    return sorted(found, key=lambda pair: -pair[1])
