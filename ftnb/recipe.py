@@ -25,6 +25,7 @@ __all__ = [
     "SCHEDULES",
     "AUGMENTATIONS",
     "BATCH_NORM",
+    "TRUNK_CACHE",
     "BOX_FORMATS",
     "BOX_FORMAT",
     "SEPARATOR",
@@ -81,6 +82,7 @@ STRATEGY = {"rule": Rule(kind="strategy", help=STRATEGIES)}
 SCHEDULES = ("linear", "cosine", "constant")
 AUGMENTATIONS = ("none", "shift", "flip", "strong")
 BATCH_NORM = ("moving", "fixed")
+TRUNK_CACHE = ("off", "memory", "disk", "memory-bf16", "disk-bf16")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
 BOX_FORMAT = text("how boxes are written, where the data does not say it", choices=BOX_FORMATS, optional=True)
 SEPARATOR = text("what stands between several labels in a cell", optional=True, example=";")
@@ -117,6 +119,8 @@ class Recipe:
     packing: str = field(default="off", metadata=text("several texts in one row of a batch", choices=("off", "on")))
     loss_on: str = field(default="answers", metadata=text("which tokens count", choices=("answers", "everything")))
     batch_norm: str = field(default="moving", metadata=text("BatchNorm in what trains", choices=BATCH_NORM))
+    trunk_cache: str = field(default="off", metadata=text("compute frozen first layers once", choices=TRUNK_CACHE))
+    trunk_cache_gb: float | None = field(default=None, metadata=number("the most it may hold", above=0, optional=True))
     weight_decay: float = field(default=0.01, metadata=number("AdamW's decoupled weight decay", low=0, high=10))
     max_grad_norm: float = field(default=1.0, metadata=number("gradients are clipped to this norm; inf: not", above=0))
     warmup: float = field(default=0.1, metadata=number("share of the steps in which the rate rises", low=0, high=1))
@@ -405,4 +409,9 @@ def training_settings(recipe: Recipe) -> dict[str, Any]:
         "eval_every", "patience", "batch_norm", "seed", "device", "precision",
     )  # fmt: skip
     settings = {name: getattr(recipe, name) for name in names}
-    return {name: None if value == math.inf else value for name, value in settings.items()}  # inf: no clipping
+    settings = {name: None if value == math.inf else value for name, value in settings.items()}  # inf: no clipping
+    if recipe.trunk_cache != "off":
+        from ftnb.trunk_cache import named_cache  # not at the top: a recipe alone needs no torch
+
+        settings["cache"] = named_cache(recipe.trunk_cache, recipe.trunk_cache_gb)
+    return settings

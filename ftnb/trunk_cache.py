@@ -54,6 +54,7 @@ __all__ = [
     "plan_cache",
     "cut_name",
     "TrunkCache",
+    "named_cache",
     "trunk_hash",
     "cache_folder",
     "savings",
@@ -536,6 +537,11 @@ class TrunkCache:
     def _abandon(self) -> None:
         for filling in self._fillings:
             filling.abandon()
+
+
+def named_cache(name: str, max_gb: float | None = None) -> TrunkCache:
+    """A cache by the name that a recipe has for it: "memory", "disk", "memory-bf16" or "disk-bf16"."""
+    return TrunkCache(name.removesuffix("-bf16"), max_gb=max_gb, low=name.endswith("-bf16"))
 
 
 def trunk_hash(cut: Cut) -> str:

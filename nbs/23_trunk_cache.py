@@ -531,6 +531,11 @@ class TrunkCache:
             filling.abandon()
 
 
+def named_cache(name: str, max_gb: float | None = None) -> TrunkCache:
+    """A cache by the name that a recipe has for it: "memory", "disk", "memory-bf16" or "disk-bf16"."""
+    return TrunkCache(name.removesuffix("-bf16"), max_gb=max_gb, low=name.endswith("-bf16"))
+
+
 def trunk_hash(cut: Cut) -> str:
     """A hash of the names, weights and buffers of the frozen modules, and of which of their leaves are kept."""
     digest = hashlib.blake2b(repr((cut.kept, cut.dtypes)).encode(), digest_size=16)

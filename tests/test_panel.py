@@ -132,7 +132,7 @@ class TestTasks:
     def test_another_task_brings_its_data_model_roles_and_settings(self, runs):
         panel = Panel()
         form = panel.form
-        assert set(form.settings) == {"max_length", "label_separator"}
+        assert set(form.settings) == {"max_length", "label_separator", "trunk_cache"}
         choose(panel, "image-classification")
         entry = TASKS["image-classification"]
         assert panel.recipe == Recipe(task="image-classification")
@@ -142,7 +142,7 @@ class TestTasks:
         assert list(form.fields["data"].options) == [entry.data]
         assert form.fields["columns"].placeholder == "image=…, label=…"
         assert "image=0, label=1" in tip(form.fields["columns"])
-        assert set(form.settings) == {"image_size", "augment", "batch_norm"}
+        assert set(form.settings) == {"image_size", "augment", "batch_norm", "trunk_cache"}
         assert form._made["max_length"] not in form._pairs.children
         assert form.settings["augment"] in form._pairs.children
         choose(panel, "text-classification")
@@ -153,7 +153,7 @@ class TestTasks:
         panel = Panel()
         choose(panel, task)
         assert panel.recipe == Recipe(task=task)
-        assert set(panel.form.settings) - {"batch_norm"} == set(TASKS[task].options)
+        assert set(panel.form.settings) - {"batch_norm", "trunk_cache"} == set(TASKS[task].options)
         assert ("batch_norm" in panel.form.settings) == ("image" in TASKS[task].roles)
 
     def test_the_settings_of_a_task_reach_the_recipe_and_come_back(self, runs):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ftnb import LoRA, Training
+from ftnb import LoRA, Recipe, Run, Training
 from ftnb.data import Batches
 from ftnb.events import Changed, Evaluated, Stepped, Warned
 from ftnb.step import Learner, ParamGroup, Phase
@@ -415,3 +415,16 @@ def test_units_are_the_largest_frozen_modules_before_anything_trains():
     units, leaves = find_units(model, lambda: model(torch.randn(2, 3)), 2)
     assert [unit.name for unit in units] == ["0", "1"]  # "3" is frozen too, and depends on "2"
     assert [tuple(leaf.shape) for leaf in leaves] == [(2, 4), (2, 4)]
+
+
+def test_a_recipe_switches_it_on(texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("FTNB_CACHE", str(tmp_path / "cache"))
+    recipe = Recipe(data=texts["data"], model=texts["model"], strategy="head", num_epochs=3, device="cpu", seed=1)
+    for name in ("off", "memory", "disk-bf16"):
+        run = Run(recipe.replace(trunk_cache=name, trunk_cache_gb=1.0), tmp_path / name).start()
+        assert run.wait(60) == "done"
+        told = [event.new for event in run.events if isinstance(event, Changed) and event.what == "trunk_cache"]
+        assert len(told) == (name != "off")
+        assert all(("on the disk" in new) == (name == "disk-bf16") for new in told)
+    assert Recipe.load(tmp_path / "disk-bf16").trunk_cache == "disk-bf16"
+    assert len(list((tmp_path / "cache" / "trunks").glob("*.trunk"))) == 2

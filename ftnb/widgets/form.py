@@ -21,9 +21,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def task_settings(task: str) -> tuple[str, ...]:
-    """The settings that the form shows for this task and not for all: its options and, for pictures, BatchNorm."""
+    """The settings below the others: the task's options, for pictures BatchNorm, and the cache of frozen layers."""
     entry = TASKS[task]
-    return (*entry.options, *(("batch_norm",) if "image" in entry.roles else ()))
+    return (*entry.options, *(("batch_norm",) if "image" in entry.roles else ()), "trunk_cache")
 
 
 def _wide(kind: type[Any], label: str, label_width: str = LABEL, **traits: Any) -> Any:
