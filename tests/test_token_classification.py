@@ -135,6 +135,12 @@ class TestAlignment:
                 assert sorted(of_left.tolist()) == sorted(of_right.tolist())
         assert left["num_words"] == right["num_words"]
 
+    def test_a_lone_word_is_asked_for_where_the_tokenizer_adds_no_special_tokens(self, task):
+        task.tokenizer.backend_tokenizer.post_processor = None  # as GPT-2's
+        assert task.tokenizer.num_special_tokens_to_add() == 0
+        ((_, score),) = task._tag([["Wjelica"]])[0]
+        assert score < 1.0  # a word that is not asked for is O with certainty
+
     def test_a_byte_level_tokenizer_gets_spaces_so_that_words_are_cut_as_in_text(self, tmp_path):
         texts = [row["text"] for row in DATA["train"]]
         tokens = Tokenizer(models.BPE(unk_token="<unk>"))

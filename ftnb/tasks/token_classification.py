@@ -362,7 +362,8 @@ class TokenClassification:
                 logits = self.model(**to_device(model_inputs(batch), self.model.device)).logits.float().cpu()
                 best = logits.softmax(dim=-1).max(dim=-1)
                 word_ids = batch["word_ids"]
-                first = (word_ids != NO_WORD) & (word_ids != word_ids.roll(1, dims=1))
+                before = nn.functional.pad(word_ids, (1, 0), value=NO_WORD)[:, :-1]
+                first = (word_ids != NO_WORD) & (word_ids != before)
                 for row, column in first.nonzero().tolist():
                     tag, score = self.labels[int(best.indices[row, column])], float(best.values[row, column])
                     answers[int(batch["sentence"][row])][int(word_ids[row, column])] = (tag, score)
