@@ -657,7 +657,7 @@ gains
 assert min(gains) > 0.1
 
 # %% [markdown]
-# As expected, and by much, on every seed. But this is about prompts that are long and answers that are short and few. With long answers and few examples a little loss on the prompts can help (Shi et al., 2024), so measure it on your own data: `loss_on="everything"` is one setting.
+# As expected, and by much, on every seed. It is no law. Shi et al. (2024) found on large models that a loss on the prompts, too, can help, and most where prompts are long, answers short and examples few, which is how ours are. Their explanation is less overfitting to the answers. Our small model has the opposite trouble: after four epochs that are spent mostly on prompts it has not learned to answer yet. So measure it on your own data: `loss_on="everything"` is one setting.
 
 # %% [markdown]
 # ## Experiment 2: full or LoRA, and what is forgotten
@@ -673,7 +673,7 @@ except StrategyError as error:
 [group.name for group in layer_groups(model)], model.lm_head.weight is model.model.embed_tokens.weight
 
 # %% [markdown]
-# **Expectation.** LoRA trains a small part of the weights, answers about as well, and forgets less: the loss on stories that nobody has read rises less than after full fine-tuning. We measure that loss before and after, on the same three seeds.
+# **Expectation.** LoRA trains a small part of the weights, answers about as well (at most 0.05 fewer exactly right), and forgets less: the loss on stories that the model has not read rises less than after full fine-tuning. We measure that loss before and after, on the same three seeds.
 
 # %%
 before = story_loss(model)
@@ -697,7 +697,7 @@ axes[1].set(title="Loss on unread stories (dashed: before)", ylim=(0, None))
 plt.show()
 
 # %% [markdown]
-# With a twelfth of the weights LoRA answers as well or better. But the last part of the expectation is *refuted* here: LoRA forgot more, not less, on each of the seeds. Why? A low-rank change need not be a small one. Here is how far the matrices inside the blocks have moved, against their own length:
+# With a twelfth of the weights LoRA answers as well, here a little better. But the last part of the expectation is *refuted* here: LoRA forgot more, not less, on each of the seeds. Why? A low-rank change need not be a small one. Here is how far the matrices inside the blocks have moved, against their own length:
 
 # %%
 def moved(model: Any) -> float:
@@ -715,6 +715,7 @@ distances
 assert distances["LoRA"] > distances["full"]
 assert all(a["stories"] > b["stories"] > before for a, b in zip(lora, full, strict=True))
 assert table["LoRA"]["trained"] < 0.1 * table["full"]["trained"]
+assert table["LoRA"]["exact_match"] > table["full"]["exact_match"] - 0.05
 
 # %% [markdown]
 # Its adapters learn at ten times the rate (lesson 22), and the model is small. Biderman et al. (2024) found what we expected, on models ten thousand times as large, trained for long. The lesson is to measure it: keep some text of the old kind, and look at its loss.
@@ -760,26 +761,33 @@ assert abs(train_tokens(plain, 16)[2] - train_tokens(packed, 4)[2]) < 1e-5
 #
 # ## The story: the template that was applied twice
 #
-# A template puts all special tokens there. Who renders it to a text, and gives that text to something that renders or adds special tokens again, gets them twice. This happened everywhere: OpenRLHF trained Llama 3 with two begin tokens (OpenRLHF/OpenRLHF#393), vLLM and llama-cpp-python had to detect prompts that came with a template already (vllm-project/vllm#27515, abetlen/llama-cpp-python#1439), and transformers' documentation repeats the warning in two places (huggingface/transformers#31796). Nothing crashes. Here is our model, asked in both ways:
+# A template puts all special tokens there. Who renders it to a text, and gives that text to something that renders or adds special tokens again, gets them twice. This happened everywhere: OpenRLHF trained Llama 3 with two begin tokens (OpenRLHF/OpenRLHF#393), vLLM and llama-cpp-python had to detect prompts that came with a template already (vllm-project/vllm#27515, abetlen/llama-cpp-python#1439), and transformers' documentation repeats the warning in two places (huggingface/transformers#31796). Nothing crashes. Here are our three models, asked in both ways:
 
 # %%
-task, rows = tasks[0], instructions("test", seed=seeds[0])
-
-def exactly_right(prompts: list[str]) -> float:
+def exactly_right(task: TextGeneration, prompts: list[str], rows: list[dict]) -> float:
     answers = task.predict(prompts, max_new_tokens=16)
     return statistics.mean(same_answer(a.text, row["completion"]) for a, row in zip(answers, rows, strict=True))
 
-bare = [row["prompt"] for row in rows]
-rendered = [render(task.tokenizer, conversation(prompt), ask=True) for prompt in bare]
-once, twice = exactly_right(bare), exactly_right(rendered)
-once, twice
+def once_and_twice(task: TextGeneration, seed: int) -> tuple[float, float]:
+    rows = instructions("test", seed=seed)
+    bare = [row["prompt"] for row in rows]
+    rendered = [render(task.tokenizer, conversation(prompt), ask=True) for prompt in bare]
+    return exactly_right(task, bare, rows), exactly_right(task, rendered, rows)
+
+both = [once_and_twice(task, seed) for task, seed in zip(tasks, seeds, strict=True)]
+[tuple(round(share, 3) for share in pair) for pair in both]
 
 # %%
-assert twice < once - 0.05
+assert all(twice < once for once, twice in both)
+
+# %% [markdown]
+# Every model answers fewer right, one of them an eighth of all questions fewer, another a twentieth: a mistake that can pass for a weak model. What they say then:
 
 # %%
+task, rows = tasks[0], instructions("test", seed=seeds[0])
+rendered = [render(task.tokenizer, conversation(row["prompt"]), ask=True) for row in rows[:4]]
 print(render(task.tokenizer, conversation(rendered[0]), ask=True))
-for row, answer in zip(rows[:4], task.predict(rendered[:4], max_new_tokens=16), strict=True):
+for row, answer in zip(rows[:4], task.predict(rendered, max_new_tokens=16), strict=True):
     print(f"{row['prompt']:60} {answer}")
 
 # %% [markdown]
@@ -874,7 +882,7 @@ found, bound
 # ## Summary
 # - A conversation becomes one text by the chat template; the loss counts the answers' tokens and the token that ends each.
 # - What is measured at each evaluation (token accuracy, perplexity) reads the right answer along; exact match lets the model write. Look at samples.
-# - LoRA trains a few per cent of the weights, merges into a plain model, and leaves the embeddings as they are.
+# - LoRA trains a twelfth of the weights here (of larger models less), merges into a plain model, and leaves the embeddings as they are.
 # - Packing must keep examples apart (attention and positions); then it changes no loss.
 # - A template applied twice raises no error. Give bare texts, or messages; add no special tokens by hand.
 #
