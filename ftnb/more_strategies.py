@@ -1,5 +1,5 @@
 # Exported from nbs/25_more_strategies.py: edit the lesson, then run `make export`.
-"""Thaw from the top, train the first layers only, only the biases, or blocks that start anew; and all strategies in one table."""
+"""Thaw from the top, train only first layers or only biases, start blocks anew; all strategies in one table."""
 
 import copy
 import re

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # More strategies
 #
-# > Thaw from the top, train the first layers only, only the biases, or blocks that start anew; and all strategies in one table.
+# > Thaw from the top, train only first layers or only biases, start blocks anew; all strategies in one table.
 #
 # At the end you can use gradual unfreezing, surgical fine-tuning, BitFit and re-initialised blocks on any model, and say from one table what each of twelve strategies costs, changes and brings. Runs in about 50 s on a CPU.
 
