@@ -5,8 +5,7 @@ import contextlib
 import threading
 import time
 import traceback
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +181,7 @@ class BackgroundTraining:
         self.lock: Any = None  # of the folder, if somebody else might train there
         self._lock, self._go = threading.RLock(), threading.Event()
         self._go.set()
-        self._by: dict[str, deque[str]] = defaultdict(deque)  # who asked, by what the training will answer
+        self._by = {"pause": "user", "resume": "user"}  # who asked last
 
     def start(self) -> "BackgroundTraining":
         """Begin, in a thread of its own."""
@@ -196,7 +195,7 @@ class BackgroundTraining:
         with self._lock:
             self._need("pause", "running", "paused")
             if self._go.is_set():
-                self._by["pause"] = deque([by])  # not appended: one taken back in time was never answered
+                self._by["pause"] = by
                 self._go.clear()
 
     def resume(self, *, by: str = "user") -> None:
@@ -204,7 +203,7 @@ class BackgroundTraining:
         with self._lock:
             self._need("resume", "running", "paused")
             if not self._go.is_set():
-                self._by["resume"] = deque([by])
+                self._by["resume"] = by
                 self._go.set()
 
     def stop(self, *, by: str = "user") -> None:
@@ -217,11 +216,16 @@ class BackgroundTraining:
 
     def set_lr(self, lr: float, group: str | None = None, *, by: str = "user") -> None:
         """Set the peak learning rate, of all layer groups or of one; the schedule's shape goes on."""
-        self._ask(SetLr(lr, group), "lr", by, "running", "paused")
+        self._ask(SetLr(lr, group), "set the learning rate", by, "running", "paused")
 
     def evaluate(self, *, by: str = "user") -> None:
         """Evaluate now, between two steps."""
         self._ask(Evaluate(), "evaluate", by, "running", "paused")
+
+    def plan(self, commands: Iterable[tuple[int, Command]], *, by: str = "plan") -> None:
+        """Give commands that each take effect once so many steps are completed, exactly there."""
+        for at, command in commands:
+            self._ask(command, "plan that", by, "running", "paused", at=at)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -234,12 +238,11 @@ class BackgroundTraining:
             self._need("look at the model", "paused")
             yield
 
-    def _ask(self, command: Command, answer: str, by: str, *states: str) -> None:
-        with self._lock:  # the thread does not read who asked before this is through
-            self._need(answer.replace("lr", "set the learning rate"), *states)
+    def _ask(self, command: Command, what: str, by: str, *states: str, at: int | None = None) -> None:
+        with self._lock:
+            self._need(what, *states)
             if self.training is not None:
-                self.training.request(command)
-                self._by[answer].append(by)
+                self.training.request(command, at, by)
 
     def _need(self, what: str, *states: str) -> None:
         if self.state not in states:
@@ -269,10 +272,10 @@ def hold(background: BackgroundTraining, training: Training) -> None:
         take(background, event)
     record = background.record
     take_snapshot(background, training)
-    take(background, Changed(step=record.step, time=record.seconds(), what="pause"))
+    take(background, Changed(step=record.step, time=record.seconds(), what="pause", by=background._by["pause"]))
     enter(background, "paused", since="running")
     background._go.wait()
-    take(background, Changed(step=record.step, time=record.seconds(), what="resume"))
+    take(background, Changed(step=record.step, time=record.seconds(), what="resume", by=background._by["resume"]))
     enter(background, "running", since="paused")
 
 
@@ -283,11 +286,7 @@ def enter(background: BackgroundTraining, state: str, *, since: str) -> None:
 
 
 def take(background: BackgroundTraining, event: Event) -> None:
-    """Record an event, with the name of who asked for it; save the model if it is the best so far."""
-    if isinstance(event, Changed) and event.by == "user":
-        with background._lock:
-            asked = background._by[event.what]
-            event = replace(event, by=asked.popleft() if asked else "user")
+    """Record an event; save the model if it is the best so far."""
     background.record.add(event)
     if isinstance(event, Evaluated) and event.best:
         background.unsaved = not save(background, "best")
@@ -349,7 +348,7 @@ def go_on(background: BackgroundTraining, training: Training, events: list[Event
     back = Changed(step=restored.step, time=record.seconds(), what="restored", old=last, new=restored.step)
     record.add(back)
     kept = what_counts([*events, back])
-    record.history = History.from_events(kept)
+    record.history.restart(kept)
     undone = [event for event in events if id(event) not in {id(e) for e in kept}]
     background.unsaved = any(isinstance(event, Saved) and event.what == "best" for event in undone)
     return restored

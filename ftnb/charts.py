@@ -170,6 +170,14 @@ class History:
             history.add(event)
         return history
 
+    def restart(self, events: Iterable[Event]) -> None:
+        """Forget everything and take in these events: the training went back to a snapshot."""
+        fresh = {name: value for name, value in vars(History.from_events(events)).items() if name != "_lock"}
+        with self._lock:
+            version = self.version
+            self.__dict__.update(fresh)
+            self.version += version + 1
+
     def add(self, event: Event) -> None:
         """Take in one event; any thread may call it."""
         with self._lock:

@@ -56,10 +56,11 @@ def mistakes() -> Iterator[None]:
     from ftnb.devices import DeviceError
     from ftnb.plan import TrainingError
     from ftnb.pretrained import ModelError
+    from ftnb.snapshots import SnapshotError
     from ftnb.strategies import StrategyError
     from ftnb.tables import DataError
 
-    families = (RecipeError, DataError, ModelError, StrategyError, TrainingError, DeviceError)
+    families = (RecipeError, DataError, ModelError, StrategyError, TrainingError, DeviceError, SnapshotError)
     try:
         yield
     except (*families, FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -92,17 +93,83 @@ def run(
 ) -> None:
     """Run a recipe. Ctrl-C stops it and keeps the model."""
     chosen = read_recipe(recipe, settings)
-    from ftnb.devices import choose_precision, describe_device
-    from ftnb.run import ENDED, Run, RunError
-    from ftnb.waiting import Bar, wait_for
+    from ftnb.run import Run
 
-    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler that wants the machine back
     training = Run(chosen, folder)
     typer.echo(f"{_command(recipe, settings, folder)}\n{chosen.code()}")
     with mistakes():
         training.start()
-        model = training.task.model
-        precision = choose_precision(chosen.precision, model.device, model)
+    _see_through(training)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name below runs/; without it the newest.")] = "",
+) -> None:
+    """Go on with a run that was stopped or broken off, from its newest snapshot."""
+    from ftnb.run import Run, RunError
+
+    try:
+        training = Run.open(_find_run(run))
+        if not training.can_go_on:
+            raise RunError(f"{training.folder} is {training.state}, or has no snapshot: there is nothing to go on with.")
+        with mistakes():
+            training.resume(by="command line")
+    except RunError as error:
+        fail(error, 2)
+    step = training.history.step
+    typer.echo(f"going on after step {step}\n{training.recipe.code()}")
+    _see_through(training)
+
+
+@app.command()
+def replay(
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name below runs/; without it the newest.")] = "",
+    folder: Annotated[Path | None, typer.Option(help="Where to keep the new run; a new one below runs/.")] = None,
+) -> None:
+    """Do a run again from its journal, hand-made changes included, and compare the weights (exit code 1: they differ)."""
+    from ftnb.run import Run, RunError
+
+    try:
+        with mistakes():
+            again = Run.open(_find_run(run)).replay(folder)
+    except RunError as error:
+        fail(error, 2)
+    typer.echo(again)
+    raise typer.Exit(0 if again.max_abs_diff == 0 else 1)
+
+
+@app.command()
+def branch(
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name below runs/.")],
+    step: Annotated[int | None, typer.Option(help="The snapshot's step; the newest by default.")] = None,
+    settings: Settings = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to keep the branch; a new folder below runs/.")] = None,
+) -> None:
+    """Start another run from a snapshot of a run, with other numbers from there on: --step 100 --set lr=1e-4."""
+    from ftnb.run import Run, RunError
+
+    parent = Run.open(_find_run(run))
+    try:
+        with mistakes():
+            changed = parent.recipe.override(settings or [])
+            old, new = parent.recipe.to_dict(), changed.to_dict()
+            training = parent.branch(step, folder=folder, **{key: new[key] for key in new if new[key] != old[key]})
+    except RunError as error:
+        fail(error, 2)
+    typer.echo(training.recipe.code())
+    _see_through(training)
+
+
+def _see_through(training: "Run") -> None:
+    """Wait for a run that has begun, with a bar, and say what came out."""
+    from ftnb.devices import choose_precision, describe_device
+    from ftnb.run import ENDED, RunError
+    from ftnb.waiting import Bar, wait_for
+
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler that wants the machine back
+    model = training.task.model
+    precision = choose_precision(training.recipe.precision, model.device, model)
     typer.echo(f"{describe_device(model.device, precision)}\n{training.folder}")
     with closing(Bar(training, show=sys.stderr.isatty())) as bar:
         state = wait_for(training, tick=bar.tick, say=bar.say)

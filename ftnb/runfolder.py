@@ -5,6 +5,7 @@
 of the operating system says whether a process trains there; it ends with the process, however that ends.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-RECIPE, JOURNAL, BEST, LAST, SNAPSHOTS, LOCK = (
-    "recipe.toml", "events.jsonl", "model", "model-last", "snapshots", ".lock",
+RECIPE, JOURNAL, BEST, LAST, SNAPSHOTS, ORIGIN, LOCK = (
+    "recipe.toml", "events.jsonl", "model", "model-last", "snapshots", "branch.json", ".lock",
 )  # fmt: skip
 MODEL_FOLDERS = {"best": BEST, "last": LAST}
 
@@ -72,6 +73,19 @@ def is_held(folder: Path) -> bool:
     except FileExistsError:
         return True
     return False
+
+
+def write_origin(folder: Path, run: str, step: int) -> None:
+    """Note in a branch's folder which run it comes from, and the step at which it left it."""
+    (folder / ORIGIN).write_text(json.dumps({"run": run, "step": step}), encoding="utf-8", newline="\n")
+
+
+def branched_at(folder: Path) -> int | None:
+    """The step at which a run left another one; None if it began by itself."""
+    try:
+        return int(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_model(write: Callable[[Path], object], target: Path) -> None:

@@ -204,11 +204,13 @@ class Snapshots:
         folder: where they lie; made with the first one.
         keep: how many of the newest stay.
         max_bytes: how much room those that stay may take together; None is no limit but the disk's.
+        always: steps whose snapshots stay in any case: those that a branch began with.
     """
 
     folder: Path
     keep: int = 2
     max_bytes: int | None = None
+    always: frozenset[int] = frozenset()
     _known: dict[str, Any] = field(default_factory=dict, repr=False)  # fingerprints: they do not change
 
     def steps(self) -> list[int]:
@@ -268,7 +270,7 @@ class Snapshots:
         if self._known.get("training") is not training:
             names = trained_names(training)
             frozen = {name: p for name, p in training.model.named_parameters() if name not in names}
-            data = data_fingerprint(training.learner.train)
+            data = data_fingerprint(training.plain.train)
             self._known = {"training": training, "weights": fingerprint(frozen), "data": data}
         return {what: self._known[what] for what in ("weights", "data")}
 
@@ -298,7 +300,8 @@ class Snapshots:
 
     def _prune(self) -> None:
         """Remove the oldest as long as there are too many or they take too much room; the newest stays."""
-        sizes = {step: sum(path.stat().st_size for path in self.path(step).iterdir()) for step in self.steps()}
+        passing = [step for step in self.steps() if step not in self.always]
+        sizes = {step: sum(path.stat().st_size for path in self.path(step).iterdir()) for step in passing}
         while len(sizes) > max(1, self.keep) or (len(sizes) > 1 and sum(sizes.values()) > (self.max_bytes or math.inf)):
             del sizes[step := min(sizes)]
             doomed = self.folder / f".{self.path(step).name}.old"  # renamed first: half of one is never under its name

@@ -16,7 +16,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,15 @@ from ftnb.metrics import Metrics
 
 # %%
 #| export
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A command on its way: what is asked, after how many completed steps (None: at once), and by whom."""
+
+    command: Command
+    at: int | None
+    by: str
+
+
 class Training(Loop):
     """Train a learner; iterate over it to get its events.
 
@@ -78,7 +87,8 @@ class Training(Loop):
         super().__init__(learner, strategy or Everything(), replace(settings or Settings(), **changes), cache)
         self.log: list[Event] = []  # everything that happened
         self.outbox: deque[Event] = deque()  # what the iteration has not handed out yet
-        self._requests: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._later: list[Request] = []  # what waits for its step
         self._bad_steps = 0
 
     @property
@@ -86,15 +96,20 @@ class Training(Loop):
         """Whether the last event has been made."""
         return self.reason is not None
 
-    def request(self, command: Command) -> None:
+    def request(self, command: Command, at: int | None = None, by: str = "user") -> None:
         """Ask for something, from any thread; it takes effect before the next micro-batch or evaluation batch.
+
+        Args:
+            command: what to do.
+            at: the number of completed steps to wait for; None is at once.
+            by: who asks, for the event that says that it took effect.
 
         Raises:
             TrainingError: if a layer group is named that never trains here.
         """
         if isinstance(command, SetLr) and command.group is not None and command.group not in self._multipliers():
             raise TrainingError(f"no layer group {command.group!r} trains; there are {', '.join(self._multipliers())}.")
-        self._requests.put(command)
+        self._requests.put(Request(command, at, by))
 
     def work(self) -> None:
         """Obey what was asked, do one piece of work, and pass on what happened."""
@@ -143,14 +158,19 @@ class Training(Loop):
         return next((e for e in reversed(self.log) if isinstance(e, Stepped)), None) if not self.finished else None
 
     def _obey(self) -> None:
-        """Carry out what was asked since the last piece of work, and say so."""
+        """Carry out what was asked since the last piece of work, and what was asked for this step; say so."""
         while not self._requests.empty():
-            command = self._requests.get_nowait()
+            self._later.append(self._requests.get_nowait())
+        done = self.position.step if self.in_hand is None else -1  # in the middle of a step, no other one begins
+        due = [request for request in self._later if request.at is None or request.at <= done]
+        self._later = [request for request in self._later if request not in due]
+        for request in due:
+            command = request.command
             if isinstance(command, SetLr):
                 old = self.rates.set(command.lr, command.group, self._multipliers())
-                self.add(Changed, what="lr", old=old, new=command.lr, group=command.group)
+                self.add(Changed, what="lr", old=old, new=command.lr, group=command.group, by=request.by)
                 continue
-            self.add(Changed, what=type(command).__name__.lower())
+            self.add(Changed, what=type(command).__name__.lower(), by=request.by)
             if isinstance(command, Evaluate):
                 self.evaluation_asked = True
             elif isinstance(command, Stop):
@@ -227,12 +247,15 @@ class Training(Loop):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the learner and the strategy must be the ones it was taken from.
 
+        Other numbers in the settings (rate, epochs, schedule, decay, clipping) are in force from here on, and said.
+
         Raises:
-            TrainingError: if the settings differ in a way that changes the run, or the model is another.
+            TrainingError: if a setting differs that the state depends on, or the model is another.
         """
-        mine, theirs, free = asdict(self.settings), state["settings"], ("device", "eval_every", "patience", "lr")
-        if differs := [name for name in mine if mine[name] != theirs.get(name) and name not in free]:
-            raise TrainingError(f"the state comes from a training with other settings: {', '.join(differs)}.")
+        mine, theirs = asdict(self.settings), state["settings"]
+        differs = {name: theirs.get(name) for name in mine if mine[name] != theirs.get(name)}
+        if fixed := [name for name in differs if name in ("accumulation", "batch_norm", "seed", "precision")]:
+            raise TrainingError(f"the state comes from a training with other settings: {', '.join(fixed)}.")
         own = self._tensors()
         shapes = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (own, state["model"]))
         if other := {name for name, _ in set.symmetric_difference(*(set(of.items()) for of in shapes))}:
@@ -243,13 +266,22 @@ class Training(Loop):
                 tensor.copy_(state["model"][name])
         self.optimizer, self.position = None, Position()
         if state["optimizer"] is not None:
-            self._enter(state["position"]["phase"]).load_state_dict(copy.deepcopy(state["optimizer"]))
+            optimizer = self._enter(state["position"]["phase"])
+            decays = [group["weight_decay"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+            for group, decay in zip(optimizer.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
         self.position = Position(**state["position"])
         self.rates, self.best = Rates(**copy.deepcopy(state["rates"])), Best(**copy.deepcopy(state["best"]))
         self.arithmetic.scaler.load_state_dict(state["scaler"])
         self.buffer.waiting.clear()
         self.reason, self.stopping, self.evaluation_asked, self._bad_steps = None, False, False, 0
         self._began = time.perf_counter() - state["time"]
+        for name, old in differs.items():
+            if name == "lr":
+                self.rates.set(self.settings.lr, None, {})
+            if name != "device":
+                self.add(Changed, what=name, old=old, new=mine[name], by="settings")
 
 # %% [markdown]
 # ## Three ways to drive

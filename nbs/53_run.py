@@ -14,13 +14,14 @@ import contextlib
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ftnb.background import ENDED, BackgroundTraining, Record, RunError, go_on, work
 from ftnb.charts import History, history_text, plot_history
-from ftnb.events import Event, Finished, read_journal, what_counts
+from ftnb.events import Command, Event, Finished, read_journal, what_counts
 from ftnb.recipe import Recipe, prepare_task, training_settings, without_memory
 from ftnb.registry import RUNS
 from ftnb.runfolder import (
@@ -28,6 +29,7 @@ from ftnb.runfolder import (
     MODEL_FOLDERS,
     RECIPE,
     SNAPSHOTS,
+    branched_at,
     claim,
     hold_folder,
     is_held,
@@ -105,7 +107,9 @@ def build(recipe: Recipe, folder: Path, record: Record, *, again: bool = False) 
 def snapshots_of(recipe: Recipe, folder: Path) -> Snapshots | None:
     """Where and how a run keeps its snapshots; None if its recipe wants none."""
     room = int(recipe.snapshot_gb * 1e9) if recipe.snapshot_gb is not None else None
-    return Snapshots(folder / SNAPSHOTS, recipe.keep_snapshots, room) if recipe.keep_snapshots else None
+    first = branched_at(folder)
+    always = frozenset() if first is None else frozenset({first})
+    return Snapshots(folder / SNAPSHOTS, recipe.keep_snapshots, room, always) if recipe.keep_snapshots else None
 
 # %% [markdown]
 # ## The run
@@ -196,6 +200,29 @@ class Run:
             self.ended.clear()
         begin(self, prepare_in_thread=prepare_in_thread, before=before)
 
+    def replay(self, folder: str | os.PathLike[str] | None = None) -> Any:
+        """Do the run again from its journal, hand-made changes included (lesson 54); returns what came out.
+
+        Raises:
+            RunError: if it has not ended.
+        """
+        return import_module("ftnb.replay").replay(self, folder)
+
+    def branch(self, step: int | None = None, *, folder: str | os.PathLike[str] | None = None, **changes: Any) -> "Run":
+        """Start another run from one of the snapshots, with other numbers from there on (lesson 54).
+
+        Args:
+            step: the snapshot's step; the newest one by default.
+            folder: where to keep the branch; by default a new folder.
+            **changes: `lr`, `num_epochs`, `schedule`, `warmup`, `weight_decay`, `max_grad_norm`, `eval_every` …
+
+        Raises:
+            RunError: if there is no such snapshot.
+            RecipeError: if a change cannot be made in the middle of a run.
+        """
+        branched: Run = import_module("ftnb.replay").branch(self, step, folder=folder, **changes)
+        return branched
+
     @property
     def can_go_on(self) -> bool:
         """Whether it was stopped or broken off, and has a snapshot to go on from."""
@@ -216,6 +243,10 @@ class Run:
     def evaluate(self, *, by: str = "user") -> None:
         """Evaluate now, between two steps."""
         self._command("evaluate", by=by)
+
+    def plan(self, commands: Iterable[tuple[int, Command]], *, by: str = "plan") -> None:
+        """Give commands that each take effect once so many steps are completed, exactly there; also before the start."""
+        self._command("plan", tuple(commands), by=by)
 
     def wait(self, timeout: float | None = None) -> str:
         """Wait for the end and return the state; after `timeout` seconds, return it anyway.
@@ -294,7 +325,7 @@ class Run:
         with self._lock:
             if self._background is not None:
                 getattr(self._background, name)(*arguments, by=by)
-            elif self._state == "preparing":
+            elif self._state == "preparing" or (self._state == "idle" and name == "plan"):
                 self._early.append(lambda background: getattr(background, name)(*arguments, by=by))
             elif not (name == "stop" and self._state in ENDED):
                 raise RunError(f"cannot {name.replace('_', ' ')}: run {self.id} is {self._state}.")

@@ -217,11 +217,16 @@ class Panel:
         """Bring every widget up to date with the run; any thread may call it."""
         with self._lock:
             run, state = self.run, self.run.state if self.run else "idle"
-            usable = {"start": state in (*ENDED, "idle"), "stop": state in (*STEERABLE, "stopping")}
+            again = run is not None and run.can_go_on
+            usable = {
+                "start": state in (*ENDED, "idle"),
+                "pause": state in STEERABLE or again,
+                "stop": state in (*STEERABLE, "stopping"),
+            }
             for name, widget in {**self.buttons, "lr": self.lr}.items():
                 _set(widget, disabled=not usable.get(name, state in STEERABLE))
             self._holding = self._holding and state in ("preparing", "running")
-            held = self._holding or state == "paused"
+            held = self._holding or state == "paused" or again
             _set(self.buttons["pause"], description="Resume" if held else "Pause", icon="play" if held else "pause")
             self.form.enable(state in (*ENDED, "idle"))
             self.tryout.offer(run if state in (*WITH_MODEL, "paused") else None)
@@ -249,6 +254,9 @@ class Panel:
         """What a button asks for."""
         if name == "start":
             self.start(prepare_in_thread=True)
+        elif self.run is not None and self.run.can_go_on:  # only Resume is enabled then
+            self.run.resume(prepare_in_thread=True)
+            self._follow(self.run)
         elif self.run is not None and name == "pause":
             held = self._holding or self.run.state == "paused"
             self._holding = not held

@@ -179,3 +179,32 @@ def test_version_and_help_come_without_torch():
     assert runner.invoke(app, ["--version"]).stdout == f"ftnb {__version__}\n"
     told = runner.invoke(app, ["--help"]).stdout
     assert [command for command in ("run", "recipe", "show", "predict", "lessons") if command not in told] == []
+
+
+def test_stop_resume_replay_and_branch(place, ftnb, tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    run = Run(Recipe.load(place / "recipe.toml").replace(num_epochs=3, snapshot_every=4, keep_snapshots=5), folder)
+    run.subscribe(lambda event: run.stop() if (event.kind, event.step) == ("step", 6) else None)
+    run.start().wait()
+    del run
+    code, out, err = ftnb("resume", "mine")
+    assert (code, err) == (0, "")
+    assert out.startswith("going on after step 6")
+    assert "done: accuracy" in out
+    code, _, err = ftnb("resume", folder)
+    assert code == 2
+    assert "nothing to go on with" in err
+    code, out, err = ftnb("replay", folder, "--folder", tmp_path / "again")
+    assert (code, err) == (0, "")
+    assert out.startswith("the same weights, bit for bit")
+    code, out, err = ftnb("branch", folder, "--step", 4, "--set", "lr=5e-4", "--folder", tmp_path / "branch")
+    assert (code, err) == (0, "")
+    assert out.startswith("finetune(")
+    assert Recipe.load(tmp_path / "branch").lr == 5e-4
+    assert (tmp_path / "branch" / BEST).exists()
+    code, _, err = ftnb("branch", folder, "--set", "batch_size=3")
+    assert code == 2
+    assert "cannot change on the way" in err
+    code, _, err = ftnb("branch", folder, "--step", 5)
+    assert code == 2
+    assert "no snapshot of step 5" in err

@@ -1,0 +1,220 @@
+# Exported from nbs/54_replay.py: edit the lesson, then run `make export`.
+"""A run done again from its journal, hand-made changes included; and another one branched off where it could have gone otherwise."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+
+from ftnb.events import (
+    Changed,
+    Command,
+    Evaluate,
+    Evaluated,
+    Event,
+    Finished,
+    Journal,
+    Saved,
+    SetLr,
+    Stop,
+    read_journal,
+    what_counts,
+)
+from ftnb.recipe import Recipe, RecipeError, without_memory
+from ftnb.run import Run, RunError, begin
+from ftnb.runfolder import JOURNAL, LAST, SNAPSHOTS, branched_at, claim, model_folder, write_origin
+from ftnb.snapshots import Snapshots
+from ftnb.waiting import wait_for
+
+__all__ = [
+    "script_of",
+    "Replayed",
+    "replay",
+    "own_events",
+    "weights_of",
+    "difference",
+    "CHANGEABLE",
+    "branch",
+    "start_from",
+    "upto",
+    "overlay",
+]
+
+
+def script_of(events: Iterable[Event]) -> list[tuple[int, Command]]:
+    """The commands of a journal, each with the number of completed steps at which to give it again.
+
+    Args:
+        events: as `read_journal` gives them; what a return to a snapshot has undone does not count.
+    """
+    events = what_counts(events)
+    script: list[tuple[int, Command]] = []
+    for i, event in enumerate(events):
+        if not isinstance(event, Changed) or event.by in ("strategy", "settings"):
+            continue
+        if event.what == "lr" and isinstance(event.new, int | float):
+            script.append((event.step, SetLr(event.new, event.group)))
+        elif event.what == "evaluate":
+            done = (e.step for e in events[i:] if isinstance(e, Evaluated))
+            script.append((next(done, event.step), Evaluate()))
+    last = next((e for e in reversed(events) if isinstance(e, Finished)), None)
+    if last is not None and last.reason in ("stopped", "failed"):
+        stops = sum(isinstance(e, Changed) and e.what == "stop" for e in events)
+        hurried = last.reason == "failed" or stops > 1  # without a last evaluation
+        script += [(last.step, Stop())] * (2 if hurried else 1)
+    return script
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A run that was done again, and how far its last weights are from those of the first time (0: bit for bit)."""
+
+    run: Run
+    max_abs_diff: float
+
+    def __str__(self) -> str:
+        same = "the same weights, bit for bit" if self.max_abs_diff == 0 else f"weights off by up to {self.max_abs_diff:.1e}"
+        return f"{same}; {self.run.folder}"
+
+
+def replay(run: Run, folder: str | os.PathLike[str] | None = None) -> Replayed:
+    """Do a run again from its journal, hand-made changes included, and compare the weights.
+
+    Args:
+        run: one that has ended, perhaps read back with `Run.open`.
+        folder: where to keep the new run; a new folder below `runs/` by default.
+
+    Raises:
+        RunError: if the run has not ended or holds no model, or the new one failed.
+    """
+    if not any(isinstance(event, Finished) for event in what_counts(run.events)):
+        raise RunError(f"run {run.id} has no end in its journal, so there is nothing to compare. Let it end: resume().")
+    weights_of(run.folder)  # before the work: is there something to compare with?
+    again = Run(run.recipe, folder)
+    again.plan(script_of(own_events(run.events)), by="replay")
+    if (step := branched_at(run.folder)) is None:
+        again.start()
+    else:
+        start_from(run, again, step)
+    wait_for(again)
+    if again.state == "failed":
+        raise RunError(f"the replay failed: {again.error}\nIt is in {again.folder}.")
+    return Replayed(again, difference(run.folder, again.folder))
+
+
+def own_events(events: Sequence[Event]) -> Sequence[Event]:
+    """The events of a run without those that it has from the run it branched off."""
+    notes = [i for i, event in enumerate(events) if isinstance(event, Changed) and event.what == "branched"]
+    return events[notes[-1] :] if notes else events
+
+
+def weights_of(folder: Path, what: str = LAST) -> dict[str, Any]:
+    """The tensors of a model that a run left in its folder, by name.
+
+    Raises:
+        RunError: if there is none.
+    """
+    place = model_folder(folder / what)
+    files = sorted(place.glob("*.safetensors")) if place is not None else []
+    if not files:
+        raise RunError(f"{folder} holds no {what}, so there are no weights to compare.")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest absolute difference between the last weights of two runs; infinite if they have other names or shapes."""
+    a, b = weights_of(one), weights_of(other)
+    if {name: t.shape for name, t in a.items()} != {name: t.shape for name, t in b.items()}:
+        return float("inf")
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a if a[name].numel())
+
+
+CHANGEABLE = (
+    "lr", "num_epochs", "schedule", "warmup", "weight_decay", "max_grad_norm", "eval_every", "patience", "device",
+    "snapshot_every", "keep_snapshots", "snapshot_gb",
+)  # fmt: skip
+
+
+def branch(run: Run, step: int | None = None, *, folder: str | os.PathLike[str] | None = None, **changes: Any) -> Run:
+    """Start another run from a snapshot of a run, with some settings changed from there on.
+
+    Args:
+        run: where to branch off; it may have ended, also in another process.
+        step: the snapshot's step; the newest by default.
+        folder: where to keep the branch; a new folder below `runs/` by default.
+        **changes: settings of the recipe, for example `lr=1e-4`.
+
+    Returns:
+        The new run, training.
+
+    Raises:
+        RunError: if there is no such snapshot.
+        RecipeError: if a setting cannot be changed on the way.
+    """
+    recipe = run.recipe.replace(**changes)
+    if fixed := [name for name in changes if name not in CHANGEABLE]:
+        raise RecipeError(
+            f"{', '.join(fixed)} cannot change on the way, a snapshot depends on it; there are {', '.join(CHANGEABLE)}. "
+            "A new run from the start: Run(run.recipe.replace(...))."
+        )
+    steps = Snapshots(run.folder / SNAPSHOTS).steps()
+    if not steps or (step is not None and step not in steps):
+        there = ", ".join(map(str, steps)) or "none"
+        raise RunError(f"run {run.id} has no snapshot of step {step}; there are {there}. Recipe: snapshot_every, keep_snapshots.")
+    other = Run(recipe, folder)
+    start_from(run, other, steps[-1] if step is None else step)
+    return other
+
+
+def start_from(run: Run, other: Run, step: int) -> None:
+    """Make the folder of a run that begins with a snapshot of another one, and start it."""
+    claim(other.folder, without_memory(other.recipe).to_toml())
+    try:
+        snapshots = (Snapshots(of.folder / SNAPSHOTS) for of in (run, other))
+        shutil.copytree(*(of.path(step) for of in snapshots))
+        write_origin(other.folder, run.id, step)
+        journal = Journal(other.folder / JOURNAL)
+        for event in upto(read_journal(run.folder / JOURNAL), step, run.id):
+            journal.append(event)
+        journal.close()
+        other._state = "preparing"
+        begin(other, prepare_in_thread=False, before=("stopped", "", ""))
+    except BaseException:
+        shutil.rmtree(other.folder, ignore_errors=True)
+        raise
+
+
+def upto(events: Sequence[Event], step: int, run: str) -> list[Event]:
+    """A journal up to the snapshot of a step, with a note where it was left."""
+    saved = [i for i, e in enumerate(events) if isinstance(e, Saved) and e.what == "snapshot" and e.step == step]
+    end = saved[-1] if saved else max(i for i, e in enumerate(events) if e.step <= step) + 1
+    note = Changed(step=step, time=events[max(0, end - 1)].time, what="branched", old=run, new=step)
+    return [*events[:end], note, *events[end : end + 1]]
+
+
+def overlay(runs: Sequence[Run]) -> Figure:
+    """The curves of several runs in one picture: the smoothed training loss and the metric on validation data.
+
+    A dotted line marks where a branch begins.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(8.4, 3), dpi=80)
+    for i, run in enumerate(runs):
+        for ax, curve, style in zip(axes, ("smooth", "metric"), ("-", "o-"), strict=True):
+            points = run.history.curves[curve].points()
+            label = f"{run.id}, lr {run.recipe.lr:g}"
+            ax.plot([x for x, _ in points], [y for _, y in points], style, color=f"C{i}", label=label, markersize=3)
+            if (step := branched_at(run.folder)) is not None:
+                ax.axvline(step, color=f"C{i}", linestyle=":", linewidth=1)
+    for ax, name in zip(axes, ("training loss (smoothed)", f"validation {runs[0].history.metric}"), strict=True):
+        ax.set(xlabel="step", ylabel=name)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=7)
+    fig.tight_layout()
+    plt.close(fig)
+    return fig
