@@ -1,12 +1,11 @@
 # Exported from nbs/23_trunk_cache.py: edit the lesson, then run `make export`.
 """What frozen layers make of an example never changes: compute it once, keep it, and train only what is above."""
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ftnb.devices import free_memory, to_device
 from ftnb.events import Changed
 from ftnb.layers import layer_groups
 from ftnb.loop import Loop
-from ftnb.nested import put_together, take_apart
+from ftnb.nested import take_apart
 from ftnb.step import Arithmetic, Batch, Learner, Phase, seed_generators
 from ftnb.strategies import apply
 from ftnb.trunk_checks import (
@@ -31,22 +30,22 @@ from ftnb.trunk_checks import (
     three_examples,
     undisturbed,
 )
+from ftnb.trunk_cut import (
+    Cut,
+    ReplayedBatches,
+    Unit,
+    full_leaves,
+    replayed,
+    replaying_learner,
+    trunk_hash,
+    trunk_leaves,
+)
 from ftnb.trunk_fill import MASK, Shelf, SplitFilling, in_words, prepare_folder, unread_parts
-from ftnb.trunk_store import Store
 
 __all__ = [
-    "Unit",
-    "Cut",
+    "speedup",
     "find_units",
-    "changed_forwards",
-    "replayed",
-    "trunk_leaves",
     "crossing",
-    "TRUNK",
-    "SHAPES",
-    "ReplayedBatches",
-    "full_leaves",
-    "replaying_learner",
     "Saving",
     "Plan",
     "MIN_SPEEDUP",
@@ -55,29 +54,17 @@ __all__ = [
     "cut_name",
     "TrunkCache",
     "named_cache",
-    "trunk_hash",
     "cache_folder",
     "savings",
 ]
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A frozen module that depends on nothing that trains, with the structure of its output and its leaves' numbers."""
+def speedup(share: float, num_epochs: float) -> float:
+    """How much faster a training becomes if a share of each step's work is done once for all epochs.
 
-    name: str
-    module: nn.Module
-    template: Any
-    leaves: range
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The frozen trunk of a model: its modules in order and, for each tensor they put out, whether others need it."""
-
-    units: list[Unit]
-    dtypes: list[torch.dtype]
-    kept: list[bool]
+    Source: Amdahl (1967), with the serial part being what still has to be done in every step.
+    """
+    return 1 / (1 - share + share / num_epochs)
 
 
 def find_units(model: nn.Module, run: Callable[[], object], num_examples: int) -> tuple[list[Unit], list[Tensor]]:
@@ -141,62 +128,6 @@ def _largest(
             yield from _largest(child, f"{name}.{child_name}".strip("."), seen, num_examples)
 
 
-@contextmanager
-def changed_forwards(changed: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let modules compute something else inside the `with` block."""
-    before = {module: vars(module).get("forward") for module in changed}
-    for module, forward in changed.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module, own in before.items():
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
-
-
-def replayed(units: Sequence[Unit], leaves: Sequence[Tensor]) -> Any:
-    """A context in which the frozen modules do not compute, but give copies of what is in `leaves`."""
-
-    def giving(unit: Unit) -> Callable[..., Any]:
-        def forward(*_: Any, **__: Any) -> Any:
-            copies = [leaves[i].clone(memory_format=torch.contiguous_format) for i in unit.leaves]
-            return put_together(unit.template, copies)
-
-        return forward
-
-    return changed_forwards({unit.module: giving(unit) for unit in units})
-
-
-class _ComputedError(Exception):
-    """The last frozen module is computed; what comes after it is of no interest."""
-
-
-def trunk_leaves(cut: Cut, learner: Learner, arithmetic: Arithmetic, batch: Batch) -> list[Tensor]:
-    """Compute the frozen modules of a model for a batch, and nothing above them."""
-    found: dict[int, Tensor] = {}
-
-    def noting(unit: Unit) -> Callable[..., Any]:
-        compute = unit.module.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            output = compute(*args, **kwargs)
-            for i, tensor in zip(unit.leaves, take_apart(output)[0], strict=True):
-                found[i] = tensor.clone() if cut.kept[i] else tensor
-            if unit is cut.units[-1]:
-                raise _ComputedError
-            return output
-
-        return forward
-
-    noted = changed_forwards({unit.module: noting(unit) for unit in cut.units})
-    with suppress(_ComputedError), noted, torch.no_grad(), arithmetic.autocast():
-        learner.loss(learner.model, to_device(batch, arithmetic.device))
-    return [found[i] for i in range(len(cut.dtypes))]
-
-
 def crossing(
     leaves: Sequence[Tensor], whole: Outcome, outcome_of: Callable[[Sequence[Tensor]], Outcome]
 ) -> list[bool]:
@@ -227,66 +158,6 @@ def crossing(
     return kept
 
 
-TRUNK, SHAPES = "trunk.", "trunk shapes"
-
-
-class ReplayedBatches(Batches):
-    """Batches as they are, each with what the frozen layers put out for its examples.
-
-    Args:
-        plain: the batches.
-        store: holds their examples.
-    """
-
-    def __init__(self, plain: Batches, store: Store) -> None:
-        self.__dict__.update(vars(plain))
-        self.plain, self.store = plain, store
-
-    def __len__(self) -> int:
-        return len(self.plain)
-
-    def order(self, epoch: int = 0) -> list[list[int]]:
-        """The indices of the examples in each batch of an epoch."""
-        return self.plain.order(epoch)
-
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch number `start` on, with the leaves of the trunk."""
-        for examples, batch in zip(self.order(epoch)[start:], self.plain.epoch(epoch, start), strict=True):
-            values, shapes = self.store.batch(examples, batch.get(MASK))
-            known = {f"{TRUNK}{i}": value for i, value in enumerate(values) if value is not None}
-            yield {**batch, **known, SHAPES: shapes}
-
-
-def full_leaves(cut: Cut, known: Mapping[int, Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """All leaves of a batch: those that are kept, and zeros of the right shape for those that nobody needs."""
-    some = next(iter(known.values()))
-    return [
-        known[i] if i in known else torch.zeros((), dtype=dtype, device=some.device).expand(len(some), *shape)
-        for i, (shape, dtype) in enumerate(zip(shapes, cut.dtypes, strict=True))
-    ]
-
-
-def replaying_learner(learner: Learner, cut: Cut, train: Batches, valid: Batches) -> Learner:
-    """A learner that does the same as another one, except that the frozen modules are replayed.
-
-    Args:
-        learner: the other one.
-        cut: its frozen modules.
-        train: its training batches, with the leaves of the trunk.
-        valid: its validation batches, with the leaves of the trunk.
-    """
-
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        plain = {name: value for name, value in batch.items() if name != SHAPES and not name.startswith(TRUNK)}
-        if SHAPES not in batch:  # a batch from elsewhere
-            return learner.loss(model, plain)
-        known = {int(name.removeprefix(TRUNK)): v for name, v in batch.items() if name.startswith(TRUNK)}
-        with replayed(cut.units, full_leaves(cut, known, batch[SHAPES])):
-            return learner.loss(model, plain)
-
-    return replace(learner, train=train, valid=valid, loss=loss)
-
-
 @dataclass(frozen=True)
 class Saving:
     """What a cache does for one phase.
@@ -295,15 +166,22 @@ class Saving:
         phase: its name.
         cut: the frozen layers that are computed once; "" if there is no cache.
         num_bytes: what it will hold for all examples, estimated from three.
-        speedup: how much faster the phase's steps become, the filling included, by counted multiplications.
+        share: the part of a step's work that is not done again, by counted multiplications.
+        num_epochs: how often the phase sees each example.
         reason: why there is no cache; "" if there is one.
     """
 
     phase: str
     cut: str = ""
     num_bytes: int = 0
-    speedup: float = 1.0
+    share: float = 0.0
+    num_epochs: float = 1.0
     reason: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """How much faster the phase's steps become, the filling included."""
+        return speedup(self.share, self.num_epochs)
 
     def __str__(self) -> str:
         if self.reason:
@@ -351,14 +229,16 @@ def plan_cache(
     batch = to_device(learner.train.collate(examples), device)
     units, leaves, whole = _tried(learner, batch, len(picks), arithmetic)
 
-    def replay(leaves: Sequence[Tensor], batch: Batch = batch) -> Outcome:
+    def replay(leaves: Sequence[Tensor], batch: Batch = batch, count: bool = False) -> Outcome:
         with replayed(units, leaves):
-            return outcome(learner, batch, arithmetic)
+            return outcome(learner, batch, arithmetic, count=count)
 
-    again = replay(leaves)
+    again = replay(leaves, count=True)
     if not again.same(whole):
         raise NoCache("replaying the frozen layers does not give the same: the model does more than call them once.")
     cut = Cut(units, [leaf.dtype for leaf in leaves], crossing(leaves, whole, replay))
+    if not any(cut.kept):
+        raise NoCache("nothing above the frozen layers reads what they put out.")
     run = partial(trunk_leaves, cut, learner, arithmetic)
     filling = SplitFilling(Batches(examples, learner.train.collate, 1), run, Shelf(cut.kept, cut.dtypes, low))
     filling.finish()
@@ -372,12 +252,11 @@ def plan_cache(
             "what the frozen layers make of an example depends on how far its batch is padded (its gradient is "
             f"{off:.1%} off), so there is no single value to keep. A norm over time does this."
         )
-    saved = whole.flops - again.flops
-    speedup = num_epochs * whole.flops / max(1, num_epochs * again.flops + saved)
+    share = 1 - again.flops / max(1, whole.flops)
     name, num_bytes = cut_name(learner, cut), filling.bytes_of(learner.train, learner.valid, picks)
-    if speedup < min_speedup:
-        share = f"{name}, all that is frozen at the bottom, is {saved / max(1, whole.flops):.1%} of a step's work"
-        raise NoCache(f"{share}, and there are {num_epochs:.3g} epochs: too little to save.")
+    if speedup(share, num_epochs) < min_speedup:
+        frozen = f"{name}, all that is frozen at the bottom, is {share:.1%} of a step's work"
+        raise NoCache(f"{frozen}, and there are {num_epochs:.3g} epochs: too little to save.")
 
     def same_without(light: list[Any]) -> bool:
         try:
@@ -385,7 +264,8 @@ def plan_cache(
         except Exception:  # noqa: BLE001  # a loss that misses something may complain in any way
             return False
 
-    return Plan(cut, Saving(phase.name, name, num_bytes, speedup), unread_parts(examples, same_without))
+    saving = Saving(phase.name, name, num_bytes, share, num_epochs)
+    return Plan(cut, saving, unread_parts(examples, same_without))
 
 
 def _tried(
@@ -393,7 +273,7 @@ def _tried(
 ) -> tuple[list[Unit], list[Tensor], Outcome]:
     """The frozen modules, what they put out for a batch, and what the batch gives; refuses what is random."""
     whole: list[Outcome] = []
-    compute = partial(outcome, learner, batch, arithmetic)
+    compute = partial(outcome, learner, batch, arithmetic, count=True)
     units, leaves = find_units(learner.model, lambda: whole.append(compute()), num_examples)
     if not units:
         raise NoCache("nothing at the bottom of the model is frozen.")
@@ -446,14 +326,16 @@ class TrunkCache:
         self.min_speedup = min_speedup
         self.saving: Saving | None = None
         self.seconds = 0.0
+        self._phase: Phase
         self._plan: Plan | None = None
         self._learner: Learner | None = None
         self._fillings: list[SplitFilling] = []
         self._told: str | None = None  # what was said of it last
 
-    def enter(self, loop: Loop) -> None:  # noqa: ARG002  # a cache that knows phases ahead would ask it
+    def enter(self, loop: Loop) -> None:
         """Forget what was kept for another phase; the plan for this one is made before its first step."""
         self._abandon()
+        self._phase = loop.phases[loop.position.phase]
         self.saving, self.seconds, self._plan, self._learner, self._fillings = None, 0.0, None, None, []
 
     def learner(self, loop: Loop) -> Learner | None:
@@ -465,8 +347,7 @@ class TrunkCache:
             self._learner = self._work(loop)
         except (NoCache, OSError) as reason:  # OSError: the disk
             self._abandon()
-            name = loop.phases[loop.position.phase].name
-            self.saving, self._learner = Saving(name, reason=str(reason)), loop.plain
+            self.saving, self._learner = Saving(self._phase.name, reason=str(reason)), loop.plain
             if self._told is None:
                 loop.warn("no_trunk_cache", str(self.saving))
             else:  # a phase before this one had a cache
@@ -479,9 +360,8 @@ class TrunkCache:
     def _work(self, loop: Loop) -> Learner | None:
         """One piece of planning or filling."""
         if self._plan is None:
-            phase = loop.phases[loop.position.phase]
-            num_epochs = phase.share * loop.plan.num_epochs
-            self._plan = plan_cache(loop.plain, phase, loop.arithmetic, num_epochs, self.low, self.min_speedup)
+            num_epochs = self._phase.share * loop.plan.num_epochs
+            self._plan = plan_cache(loop.plain, self._phase, loop.arithmetic, num_epochs, self.low, self.min_speedup)
             self.saving = self._plan.saving
             self._fillings = [self._filling(loop, loop.plain.train, self._budget())]
         elif self._fillings[-1].work():
@@ -542,16 +422,6 @@ class TrunkCache:
 def named_cache(name: str, max_gb: float | None = None) -> TrunkCache:
     """A cache by the name that a recipe has for it: "memory", "disk", "memory-bf16" or "disk-bf16"."""
     return TrunkCache(name.removesuffix("-bf16"), max_gb=max_gb, low=name.endswith("-bf16"))
-
-
-def trunk_hash(cut: Cut) -> str:
-    """A hash of the names, weights and buffers of the frozen modules, and of which of their leaves are kept."""
-    digest = hashlib.blake2b(repr((cut.kept, cut.dtypes)).encode(), digest_size=16)
-    for unit in cut.units:
-        for name, tensor in unit.module.state_dict(prefix=f"{unit.name}.").items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

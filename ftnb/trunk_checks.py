@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +24,18 @@ class NoCache(ValueError):  # noqa: N818  # a reason, and no mistake of anybody'
 class Outcome:
     """What a batch gives: loss and gradients in training mode, loss and outputs in eval mode.
 
-    `flops` counts the multiplications and additions of matrix products, convolutions and attention in training mode.
+    `flops` counts the multiplications and additions of matrix products, convolutions and attention in training mode,
+    where it was asked for.
     """
 
     training: list[Tensor]
     evaluation: list[Tensor]
-    flops: int
+    flops: int = 0
 
     def same(self, other: "Outcome") -> bool:
-        """Whether two outcomes are equal bit for bit (NaN equals nothing)."""
+        """Whether two outcomes are equal, number by number (a NaN equals a NaN)."""
         mine, theirs = self.training + self.evaluation, other.training + other.evaluation
-        return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
+        return len(mine) == len(theirs) and all(map(_equal, mine, theirs))
 
     def distance(self, other: "Outcome") -> float:
         """How far apart loss and gradients are, relative to their size, and the losses in eval mode."""
@@ -47,15 +48,20 @@ class Outcome:
         return worst if worst == worst else float("inf")
 
 
-def outcome(learner: Learner, batch: Batch, arithmetic: Arithmetic) -> Outcome:
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def outcome(learner: Learner, batch: Batch, arithmetic: Arithmetic, *, count: bool = False) -> Outcome:
     """Compute a batch in the model's present modes and in eval mode, with the same random numbers each time.
 
-    Gradients, buffers, modes and generators are put back.
+    Gradients, buffers, modes and generators are put back. With `count`, multiplications are counted, which takes time.
     """
     model, trainable = learner.model, [p for p in learner.model.parameters() if p.requires_grad]
     with undisturbed(model, arithmetic.device):
         seed_generators(arithmetic.device, 0)
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        with counter if count else nullcontext():
             with arithmetic.autocast():
                 value, _ = learner.loss(model, batch)
             value.backward()
@@ -65,7 +71,8 @@ def outcome(learner: Learner, batch: Batch, arithmetic: Arithmetic) -> Outcome:
             evaluated, outputs = learner.loss(model, batch)
         weight = torch.tensor(float(learner.weight(batch)))
     evaluation = [evaluated.float(), weight, *tensors_in((outputs, learner.metrics.inputs(outputs, batch)))]
-    return Outcome([value.detach().float(), *grads], evaluation, int(counter.get_total_flops()))
+    num_flops = int(counter.get_total_flops()) if count else 0
+    return Outcome([value.detach().float(), *grads], evaluation, num_flops)
 
 
 @contextmanager
