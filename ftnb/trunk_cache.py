@@ -331,6 +331,7 @@ class TrunkCache:
         self._learner: Learner | None = None
         self._fillings: list[SplitFilling] = []
         self._told: str | None = None  # what was said of it last
+        self._served = False  # whether some phase had a cache
 
     def enter(self, loop: Loop) -> None:
         """Forget what was kept for another phase; the plan for this one is made before its first step."""
@@ -348,10 +349,10 @@ class TrunkCache:
         except (NoCache, OSError) as reason:  # OSError: the disk
             self._abandon()
             self.saving, self._learner = Saving(self._phase.name, reason=str(reason)), loop.plain
-            if self._told is None:
-                loop.warn("no_trunk_cache", str(self.saving))
-            else:  # a phase before this one had a cache
+            if self._served:  # a phase before this one had a cache: no surprise
                 self._tell(loop, str(self.saving))
+            else:
+                loop.warn("no_trunk_cache", str(self.saving))
         self.seconds += time.perf_counter() - begin
         if self._learner is not None and self._learner is not loop.plain:
             self._say(loop)
@@ -364,6 +365,7 @@ class TrunkCache:
             self._plan = plan_cache(loop.plain, self._phase, loop.arithmetic, num_epochs, self.low, self.min_speedup)
             self.saving = self._plan.saving
             self._fillings = [self._filling(loop, loop.plain.train, self._budget())]
+            self._tell(loop, f"planned: {self.saving}")
         elif self._fillings[-1].work():
             if len(self._fillings) == 2:
                 train, valid = (ReplayedBatches(f.light_batches(), f.store) for f in self._fillings)
@@ -409,6 +411,7 @@ class TrunkCache:
         how += "read from the disk" if all(f.from_file for f in fillings) else f"filled in {self.seconds:.1f} s"
         new = f"{self.saving.cut} kept {'on the disk' if self.where == 'disk' else 'in memory'}"
         self._tell(loop, f"{new}: {in_words(held)} {how}")
+        self._served = True
 
     def _tell(self, loop: Loop, new: str) -> None:
         loop.add(Changed, what="trunk_cache", old=self._told, new=new, by="training")
