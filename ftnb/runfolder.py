@@ -15,6 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ftnb.durable import make_folder, sync_folder, sync_tree, write_text
+
 RECIPE, JOURNAL, BEST, LAST, SNAPSHOTS, ORIGIN, LOCK = (
     "recipe.toml", "events.jsonl", "model", "model-last", "snapshots", "branch.json", ".lock",
 )  # fmt: skip
@@ -48,8 +50,8 @@ def refuse_taken(folder: Path) -> None:
 def claim(folder: Path, recipe: str) -> None:
     """Make the folder of a new run and put its recipe there; it may exist if it holds no run."""
     refuse_taken(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
+    make_folder(folder)
+    write_text(folder / RECIPE, recipe)
 
 
 def hold_folder(folder: Path) -> FileLock:
@@ -77,7 +79,7 @@ def is_held(folder: Path) -> bool:
 
 def write_origin(folder: Path, run: str, step: int) -> None:
     """Note in a branch's folder which run it comes from, and the step at which it left it."""
-    (folder / ORIGIN).write_text(json.dumps({"run": run, "step": step}), encoding="utf-8", newline="\n")
+    write_text(folder / ORIGIN, json.dumps({"run": run, "step": step}))
 
 
 def branched_at(folder: Path) -> int | None:
@@ -116,9 +118,9 @@ def write_folder(write: Callable[[Path], object], target: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)
-    _sync_tree(part)
+    sync_tree(part)
     _rename(part, target)
-    _sync(target.parent)
+    sync_folder(target.parent)
 
 
 def model_folder(target: Path) -> Path | None:
@@ -133,7 +135,7 @@ def _swap(ready: Path, target: Path, old: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
             _rename(target, old)
         _rename(ready, target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
 
@@ -152,22 +154,3 @@ def _rename(source: Path, target: Path) -> None:
             if attempt == 9:
                 raise
             time.sleep(0.1)
-
-
-def _sync_tree(folder: Path) -> None:
-    """Put all files of a folder, and the folder itself, safely on the disk."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":  # there a folder cannot be opened, and a rename is written through
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftnb.data import Batches
+from ftnb.durable import make_folder
 from ftnb.runfolder import write_folder
 from ftnb.step import seed_generators
 from ftnb.train import Training
@@ -276,7 +277,7 @@ class Snapshots:
         if not target.exists():
             state = self._state(training)
             self._need_room(state)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             write_folder(lambda folder: write_state(state, folder), target)
         self._prune()
         return target

@@ -1,0 +1,1 @@
+"""What a training survives: cut power, full and damaged disks, killed processes, hostile files. Run by `make chaos`."""
