@@ -112,7 +112,9 @@ def resume(
     try:
         training = Run.open(_find_run(run))
         if not training.can_go_on:
-            raise RunError(f"{training.folder} is {training.state}, or has no snapshot: there is nothing to go on with.")
+            raise RunError(
+                f"{training.folder} is {training.state}, or has no snapshot: there is nothing to go on with."
+            )
         with mistakes():
             training.resume(by="command line")
     except RunError as error:

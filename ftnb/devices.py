@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -88,6 +89,23 @@ def free_memory(device: torch.device) -> int | None:
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory is full; a CPU and mps say it in a RuntimeError's words."""
+    words = ("DefaultCPUAllocator", "MPS backend out of memory", "CUDA out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def free_cached_memory(device: torch.device) -> None:
+    """Give back what Python no longer holds, and what the device's allocator keeps for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def describe_device(device: torch.device, precision: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ftnb.devices import choose_device, choose_precision, to_device
+from ftnb.devices import choose_device, choose_precision, free_cached_memory, out_of_memory, to_device
 from ftnb.events import Changed, Evaluated, Event, Finished, Started, Warned
 from ftnb.live import EventBuffer, GeneratorWatch
 from ftnb.plan import Best, Plan, Rates, Settings, TrainingError
@@ -23,6 +23,7 @@ from ftnb.step import (
     Strategy,
     batch_size,
     build_optimizer,
+    cut_batch,
     micro_batches,
     moving_buffers,
     seed_generators,
@@ -40,13 +41,17 @@ __all__ = [
 
 @dataclass
 class Position:
-    """Where a training is: completed steps, the epoch, batches consumed in it, the phase, the last evaluation."""
+    """Where a training is: completed steps, the epoch, batches consumed in it, the phase, the last evaluation.
+
+    `parts` says into how many parts every batch is cut, because memory ran out with fewer.
+    """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     phase: int = -1
     evaluated_at: int = 0
+    parts: int = 1
 
 
 @dataclass
@@ -98,27 +103,37 @@ class Loop:
         self._watch = GeneratorWatch()
         self._required_grad = {p: p.requires_grad for p in self.model.parameters()}
         self._began: float | None = None
+        self._largest = 0  # examples in the largest part of the piece in hand
 
     def work(self) -> None:
         """Do one piece of work. An exception leaves the last completed step in place."""
         if self._began is None:
             self._start()
+        full = ""
         try:
-            if self.in_hand is None and self.evaluation is None and self._evaluation_due():
-                self.model.eval()
-                self.learner.metrics.to(self.device)
-                self.learner.metrics.reset()
-                self.evaluation = EvaluationInHand(self.learner.valid.epoch(0))
-            if self.evaluation is not None:
-                self._evaluate(self.evaluation)
-            elif self.in_hand is None and self._over():
-                self._finish()
-            else:
-                self._train()
-        except BaseException:
+            self._piece()
+        except BaseException as error:
             self.forget()
-            raise
+            if not out_of_memory(error):
+                raise
+            full = f"{type(error).__name__}: {error}"  # its words; the error holds the memory of all it passed through
+        if full:
+            self._use_less_memory(full)
         self._watch.mark()
+
+    def _piece(self) -> None:
+        """A micro-batch, a batch of an evaluation, or the end."""
+        if self.in_hand is None and self.evaluation is None and self._evaluation_due():
+            self.model.eval()
+            self.learner.metrics.to(self.device)
+            self.learner.metrics.reset()
+            self.evaluation = EvaluationInHand(self.learner.valid.epoch(0))
+        if self.evaluation is not None:
+            self._evaluate(self.evaluation)
+        elif self.in_hand is None and self._over():
+            self._finish()
+        else:
+            self._train()
 
     def _train(self) -> None:
         """One micro-batch; after the last one of a step, the update."""
@@ -127,11 +142,12 @@ class Loop:
         if work is None:
             return
         seed_generators(self.device, self.settings.seed, self.position.step, work.done)
-        with self.arithmetic.autocast():
-            loss, _ = self.learner.loss(self.model, to_device(work.batches[work.done], self.device))
         share = work.weights[work.done] / max(1, sum(work.weights))
-        self.arithmetic.backward(loss, share)
-        work.loss = work.loss + loss.detach() * share
+        if share > 0 or not any(work.weights):  # the mean of no terms is no number
+            with self.arithmetic.autocast():
+                loss, _ = self.learner.loss(self.model, to_device(work.batches[work.done], self.device))
+            self.arithmetic.backward(loss, share)
+            work.loss = work.loss + loss.detach() * share
         work.done += 1
         norm = self._update() if work.complete else None
         work.seconds += time.perf_counter() - begin
@@ -145,7 +161,10 @@ class Loop:
         factor = lr_factor(self.plan.progress(self.position.step), warmup=s.warmup, schedule=s.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates.peak(group["name"], group["multiplier"]) * factor
-        return self.arithmetic.update(self.optimizer)
+        norm = self.arithmetic.update(self.optimizer)
+        if self.in_hand is not None:
+            self.in_hand.settle(norm)
+        return norm
 
     def _next_step(self) -> StepInHand | None:
         """Fetch the micro-batches of the next step; enter the phase it belongs to. None while a cache is filled."""
@@ -166,14 +185,17 @@ class Loop:
         batches = micro_batches(self._stream, s.accumulation, draw)
         if not batches:
             raise TrainingError(f"the training data ended after {p.batch} of {self.plan.num_batches} batches.")
-        return StepInHand(batches, [self.learner.weight(batch) for batch in batches], moving_buffers(self.model))
+        parts = [part for batch in batches for part in cut_batch(batch, p.parts)]
+        weights = [self.learner.weight(part) for part in parts]
+        self._largest = max(map(batch_size, parts))
+        return StepInHand(parts, weights, moving_buffers(self.model), len(batches))
 
     def _complete(self, work: StepInHand, norm: Tensor) -> None:
         """The step is done: move on and note it."""
         assert self.optimizer is not None
         assert isinstance(work.loss, Tensor)
         p = self.position
-        p.step, p.batch, self.in_hand = p.step + 1, p.batch + len(work.batches), None
+        p.step, p.batch, self.in_hand = p.step + 1, p.batch + work.num_batches, None
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         fields = {"step": p.step, "time": self.clock(), "epoch": p.epoch + p.batch / self.plan.num_batches, "lr": lr}
         self.buffer.add_step(fields, work.loss, norm, sum(map(batch_size, work.batches)), work.seconds)
@@ -187,13 +209,29 @@ class Loop:
         if batch is None:
             self._conclude(evaluation)
             return
-        batch, weight = to_device(batch, self.device), self.learner.weight(batch)
-        with torch.no_grad(), self.arithmetic.autocast():
-            loss, outputs = self.learner.loss(self.model, batch)
-            self.learner.metrics.update(outputs, batch)
-        evaluation.loss = evaluation.loss + loss.float() * weight
-        evaluation.weight += weight
+        parts = cut_batch(batch, self.position.parts)
+        self._largest = max(map(batch_size, parts))
+        for part in parts:
+            part, weight = to_device(part, self.device), self.learner.weight(part)
+            with torch.no_grad(), self.arithmetic.autocast():
+                loss, outputs = self.learner.loss(self.model, part)
+                self.learner.metrics.update(outputs, part)
+            evaluation.loss = evaluation.loss + (loss.float() * weight if weight else 0.0)
+            evaluation.weight += weight
         evaluation.seconds += time.perf_counter() - begin
+
+    def _use_less_memory(self, full: str) -> None:
+        """Memory ran out: from here on cut every batch into twice as many parts, with the same gradient."""
+        p = self.position
+        if self._largest <= 1:
+            raise TrainingError(
+                f"memory is full even with one example at a time ({full.splitlines()[0]}). Use shorter inputs, a smaller "
+                "model, fewer layers to train (strategies 'head', 'top-k', 'lora'), or precision='bf16'."
+            )
+        free_cached_memory(self.device)
+        old, p.parts = p.parts, 2 * p.parts
+        self.add(Changed, what="parts", old=old, new=p.parts, by="memory")
+        self.warn("out_of_memory", f"memory was full; from here on, batches are computed in {p.parts} parts.")
 
     def _conclude(self, evaluation: EvaluationInHand) -> None:
         """An evaluation is complete: note it, and keep the weights if it is the best so far."""

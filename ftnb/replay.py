@@ -22,6 +22,7 @@ from ftnb.events import (
     Journal,
     Saved,
     SetLr,
+    SetParts,
     Stop,
     read_journal,
     what_counts,
@@ -60,6 +61,8 @@ def script_of(events: Iterable[Event]) -> list[tuple[int, Command]]:
             continue
         if event.what == "lr" and isinstance(event.new, int | float):
             script.append((event.step, SetLr(event.new, event.group)))
+        elif event.what == "parts" and isinstance(event.new, int | float):
+            script.append((event.step, SetParts(int(event.new))))
         elif event.what == "evaluate":
             done = (e.step for e in events[i:] if isinstance(e, Evaluated))
             script.append((next(done, event.step), Evaluate()))
@@ -79,8 +82,8 @@ class Replayed:
     max_abs_diff: float
 
     def __str__(self) -> str:
-        same = "the same weights, bit for bit" if self.max_abs_diff == 0 else f"weights off by up to {self.max_abs_diff:.1e}"
-        return f"{same}; {self.run.folder}"
+        same, far = "the same weights, bit for bit", f"weights off by up to {self.max_abs_diff:.1e}"
+        return f"{same if self.max_abs_diff == 0 else far}; {self.run.folder}"
 
 
 def replay(run: Run, folder: str | os.PathLike[str] | None = None) -> Replayed:
@@ -128,7 +131,7 @@ def weights_of(folder: Path, what: str = LAST) -> dict[str, Any]:
 
 
 def difference(one: Path, other: Path) -> float:
-    """The largest absolute difference between the last weights of two runs; infinite if they have other names or shapes."""
+    """The largest absolute difference between two runs' last weights; infinite if names or shapes differ."""
     a, b = weights_of(one), weights_of(other)
     if {name: t.shape for name, t in a.items()} != {name: t.shape for name, t in b.items()}:
         return float("inf")
@@ -166,7 +169,8 @@ def branch(run: Run, step: int | None = None, *, folder: str | os.PathLike[str] 
     steps = Snapshots(run.folder / SNAPSHOTS).steps()
     if not steps or (step is not None and step not in steps):
         there = ", ".join(map(str, steps)) or "none"
-        raise RunError(f"run {run.id} has no snapshot of step {step}; there are {there}. Recipe: snapshot_every, keep_snapshots.")
+        which = f"run {run.id} has no snapshot of step {step}" if steps else f"run {run.id} has no snapshot"
+        raise RunError(f"{which}; there are {there}. Recipe: snapshot_every, keep_snapshots.")
     other = Run(recipe, folder)
     start_from(run, other, steps[-1] if step is None else step)
     return other
@@ -176,8 +180,8 @@ def start_from(run: Run, other: Run, step: int) -> None:
     """Make the folder of a run that begins with a snapshot of another one, and start it."""
     claim(other.folder, without_memory(other.recipe).to_toml())
     try:
-        snapshots = (Snapshots(of.folder / SNAPSHOTS) for of in (run, other))
-        shutil.copytree(*(of.path(step) for of in snapshots))
+        source, target = (Snapshots(of.folder / SNAPSHOTS).path(step) for of in (run, other))
+        shutil.copytree(source, target)
         write_origin(other.folder, run.id, step)
         journal = Journal(other.folder / JOURNAL)
         for event in upto(read_journal(run.folder / JOURNAL), step, run.id):
@@ -207,7 +211,7 @@ def overlay(runs: Sequence[Run]) -> Figure:
     for i, run in enumerate(runs):
         for ax, curve, style in zip(axes, ("smooth", "metric"), ("-", "o-"), strict=True):
             points = run.history.curves[curve].points()
-            label = f"{run.id}, lr {run.recipe.lr:g}"
+            label = f"{run.folder.name}, lr {run.recipe.lr:g}"
             ax.plot([x for x, _ in points], [y for _, y in points], style, color=f"C{i}", label=label, markersize=3)
             if (step := branched_at(run.folder)) is not None:
                 ax.axvline(step, color=f"C{i}", linestyle=":", linewidth=1)

@@ -3,6 +3,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ __all__ = [
     "StepInHand",
     "moving_buffers",
     "micro_batches",
+    "cut_batch",
 ]
 
 
@@ -226,17 +228,19 @@ class StepInHand:
     """One optimizer step, possibly half done.
 
     Attributes:
-        batches: its micro-batches, still on the CPU.
+        batches: its micro-batches (or the parts they were cut into), still on the CPU.
         weights: number of loss terms of each.
         done: how many micro-batches have been computed.
         loss: weighted mean loss so far, a scalar on the device.
         buffers: copies of the buffers that training moves, as they were before the step.
+        num_batches: how many batches of the data it takes.
         seconds: time spent computing (waiting in a pause does not count).
     """
 
     batches: list[Batch]
     weights: list[int]
     buffers: list[tuple[Tensor, Tensor]]
+    num_batches: int
     done: int = 0
     loss: Tensor | float = 0.0
     seconds: float = 0.0
@@ -252,6 +256,13 @@ class StepInHand:
         with torch.no_grad():
             for buffer, before in self.buffers:
                 buffer.copy_(before)
+
+    def settle(self, norm: Tensor) -> None:
+        """Undo the moved buffers, too, if the gradients' norm was not finite; a GPU is not waited for."""
+        if norm.device.type == "cpu" and torch.isfinite(norm):
+            return
+        for buffer, before in self.buffers:
+            buffer.copy_(torch.where(torch.isfinite(norm), buffer, before))
 
 
 def moving_buffers(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
@@ -270,3 +281,20 @@ def micro_batches(stream: Iterator[Batch], accumulation: int, draw: Callable[[in
             break
         batches.append(batch)
     return batches
+
+
+def cut_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into at most so many parts of nearly equal size, in order.
+
+    Tensors, lists and tuples with one entry for each example are cut; whatever else is in the batch goes to every part.
+    """
+    n = batch_size(batch)
+    if parts <= 1 or n <= 1:
+        return [batch]
+    cuts = [round(i * n / min(parts, n)) for i in range(min(parts, n) + 1)]
+
+    def part(value: Any, begin: int, end: int) -> Any:
+        has_entries = isinstance(value, Tensor | list | tuple) and not (isinstance(value, Tensor) and value.ndim == 0)
+        return value[begin:end] if has_entries and len(value) == n else value
+
+    return [{k: part(v, *ends) for k, v in batch.items()} for ends in itertools.pairwise(cuts)]

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftnb.events import Changed, Command, Evaluate, Event, SetLr, Stepped, Stop, Warned
+from ftnb.events import Changed, Command, Evaluate, Event, SetLr, SetParts, Stepped, Stop, Warned
 from ftnb.live import held_interrupts
 from ftnb.loop import Cache, Loop, Position
+from ftnb.non_finite import explain
 from ftnb.plan import Best, Rates, Settings, TrainingError
 from ftnb.step import Everything, Learner, Strategy
 
@@ -145,6 +146,10 @@ class Training(Loop):
                 old = self.rates.set(command.lr, command.group, self._multipliers())
                 self.add(Changed, what="lr", old=old, new=command.lr, group=command.group, by=request.by)
                 continue
+            if isinstance(command, SetParts):
+                old, self.position.parts = self.position.parts, command.parts
+                self.add(Changed, what="parts", old=old, new=command.parts, by=request.by)
+                continue
             self.add(Changed, what=type(command).__name__.lower(), by=request.by)
             if isinstance(command, Evaluate):
                 self.evaluation_asked = True
@@ -172,6 +177,7 @@ class Training(Loop):
                 self._bad_steps = 0 if math.isfinite(event.grad_norm) else self._bad_steps + 1
                 if self._bad_steps == 1 and not self.arithmetic.scaler.is_enabled():  # fp16 overflows are normal
                     message = f"step {event.step}: loss or gradients are not finite; this update was skipped."
+                    message = f"{message} {self._why(event.step)}".strip()
                     self._pass_on(Warned(step=event.step, time=event.time, code="non_finite", message=message))
         if self._bad_steps >= self.max_bad_steps:
             self._bad_steps = 0
@@ -179,6 +185,16 @@ class Training(Loop):
                 f"{self.max_bad_steps} steps in a row had no finite gradients; the weights are those of the last good "
                 "step. Lower the learning rate, or look for examples that make the loss infinite."
             )
+
+    def _why(self, step: int) -> str:
+        """Which examples and which layer made a step's numbers not finite, in words; empty if that cannot be found."""
+        epoch, within = divmod(step - 1, self.plan.steps_per_epoch)
+        first = within * self.settings.accumulation
+        try:
+            batches = self.plain.train.order(epoch)[first : first + self.settings.accumulation]
+            return explain(self.plain, [i for batch in batches for i in batch], self.arithmetic)
+        except Exception:  # noqa: BLE001  # an explanation must not end what it explains
+            return ""
 
     def _pass_on(self, event: Event) -> None:
         self.log.append(event)

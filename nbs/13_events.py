@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ftnb.durable import sync_folder
+
 # %%
 import tempfile
 import time
@@ -196,7 +198,22 @@ class SetLr:
             raise ValueError(f"lr must be a positive finite number, got {self.lr!r}.")
 
 
-Command = Pause | Resume | Stop | Evaluate | SetLr
+@dataclass(frozen=True)
+class SetParts:
+    """Compute each batch in so many parts, from the next step on: less memory, the same gradient.
+
+    Attributes:
+        parts: at least 1; 1 computes it whole.
+    """
+
+    parts: int
+
+    def __post_init__(self) -> None:
+        if type(self.parts) is not int or self.parts < 1:
+            raise ValueError(f"parts must be a whole number of at least 1, got {self.parts!r}.")
+
+
+Command = Pause | Resume | Stop | Evaluate | SetLr | SetParts
 
 # %%
 try:
@@ -316,6 +333,8 @@ class Journal:
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")
         if fresh:
             self._write(json.dumps({"schema": SCHEMA_VERSION}))
+            self.sync()
+            sync_folder(self.path.parent)
 
     def _write(self, line: str) -> None:
         self._file.write(line + "\n")

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ftnb.devices import choose_device, choose_precision, to_device
+from ftnb.devices import choose_device, choose_precision, free_cached_memory, out_of_memory, to_device
 from ftnb.events import Changed, Evaluated, Event, Finished, Started, Warned
 from ftnb.live import EventBuffer, GeneratorWatch
 from ftnb.plan import Best, Plan, Rates, Settings, TrainingError
@@ -32,6 +32,7 @@ from ftnb.step import (
     Strategy,
     batch_size,
     build_optimizer,
+    cut_batch,
     micro_batches,
     moving_buffers,
     seed_generators,
@@ -40,6 +41,8 @@ from ftnb.step import (
 )
 
 # %%
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import torch.nn.functional as F
 from torch import nn
@@ -61,13 +64,17 @@ from ftnb.step import Everything
 #| export
 @dataclass
 class Position:
-    """Where a training is: completed steps, the epoch, batches consumed in it, the phase, the last evaluation."""
+    """Where a training is: completed steps, the epoch, batches consumed in it, the phase, the last evaluation.
+
+    `parts` says into how many parts every batch is cut, because memory ran out with fewer.
+    """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     phase: int = -1
     evaluated_at: int = 0
+    parts: int = 1
 
 
 @dataclass
@@ -129,27 +136,37 @@ class Loop:
         self._watch = GeneratorWatch()
         self._required_grad = {p: p.requires_grad for p in self.model.parameters()}
         self._began: float | None = None
+        self._largest = 0  # examples in the largest part of the piece in hand
 
     def work(self) -> None:
         """Do one piece of work. An exception leaves the last completed step in place."""
         if self._began is None:
             self._start()
+        full = ""
         try:
-            if self.in_hand is None and self.evaluation is None and self._evaluation_due():
-                self.model.eval()
-                self.learner.metrics.to(self.device)
-                self.learner.metrics.reset()
-                self.evaluation = EvaluationInHand(self.learner.valid.epoch(0))
-            if self.evaluation is not None:
-                self._evaluate(self.evaluation)
-            elif self.in_hand is None and self._over():
-                self._finish()
-            else:
-                self._train()
-        except BaseException:
+            self._piece()
+        except BaseException as error:
             self.forget()
-            raise
+            if not out_of_memory(error):
+                raise
+            full = f"{type(error).__name__}: {error}"  # its words; the error holds the memory of all it passed through
+        if full:
+            self._use_less_memory(full)
         self._watch.mark()
+
+    def _piece(self) -> None:
+        """A micro-batch, a batch of an evaluation, or the end."""
+        if self.in_hand is None and self.evaluation is None and self._evaluation_due():
+            self.model.eval()
+            self.learner.metrics.to(self.device)
+            self.learner.metrics.reset()
+            self.evaluation = EvaluationInHand(self.learner.valid.epoch(0))
+        if self.evaluation is not None:
+            self._evaluate(self.evaluation)
+        elif self.in_hand is None and self._over():
+            self._finish()
+        else:
+            self._train()
 
     def _train(self) -> None:
         """One micro-batch; after the last one of a step, the update."""
@@ -158,11 +175,12 @@ class Loop:
         if work is None:
             return
         seed_generators(self.device, self.settings.seed, self.position.step, work.done)
-        with self.arithmetic.autocast():
-            loss, _ = self.learner.loss(self.model, to_device(work.batches[work.done], self.device))
         share = work.weights[work.done] / max(1, sum(work.weights))
-        self.arithmetic.backward(loss, share)
-        work.loss = work.loss + loss.detach() * share
+        if share > 0 or not any(work.weights):  # the mean of no terms is no number
+            with self.arithmetic.autocast():
+                loss, _ = self.learner.loss(self.model, to_device(work.batches[work.done], self.device))
+            self.arithmetic.backward(loss, share)
+            work.loss = work.loss + loss.detach() * share
         work.done += 1
         norm = self._update() if work.complete else None
         work.seconds += time.perf_counter() - begin
@@ -176,7 +194,10 @@ class Loop:
         factor = lr_factor(self.plan.progress(self.position.step), warmup=s.warmup, schedule=s.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates.peak(group["name"], group["multiplier"]) * factor
-        return self.arithmetic.update(self.optimizer)
+        norm = self.arithmetic.update(self.optimizer)
+        if self.in_hand is not None:
+            self.in_hand.settle(norm)
+        return norm
 
     def _next_step(self) -> StepInHand | None:
         """Fetch the micro-batches of the next step; enter the phase it belongs to. None while a cache is filled."""
@@ -197,14 +218,17 @@ class Loop:
         batches = micro_batches(self._stream, s.accumulation, draw)
         if not batches:
             raise TrainingError(f"the training data ended after {p.batch} of {self.plan.num_batches} batches.")
-        return StepInHand(batches, [self.learner.weight(batch) for batch in batches], moving_buffers(self.model))
+        parts = [part for batch in batches for part in cut_batch(batch, p.parts)]
+        weights = [self.learner.weight(part) for part in parts]
+        self._largest = max(map(batch_size, parts))
+        return StepInHand(parts, weights, moving_buffers(self.model), len(batches))
 
     def _complete(self, work: StepInHand, norm: Tensor) -> None:
         """The step is done: move on and note it."""
         assert self.optimizer is not None
         assert isinstance(work.loss, Tensor)
         p = self.position
-        p.step, p.batch, self.in_hand = p.step + 1, p.batch + len(work.batches), None
+        p.step, p.batch, self.in_hand = p.step + 1, p.batch + work.num_batches, None
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         fields = {"step": p.step, "time": self.clock(), "epoch": p.epoch + p.batch / self.plan.num_batches, "lr": lr}
         self.buffer.add_step(fields, work.loss, norm, sum(map(batch_size, work.batches)), work.seconds)
@@ -218,13 +242,29 @@ class Loop:
         if batch is None:
             self._conclude(evaluation)
             return
-        batch, weight = to_device(batch, self.device), self.learner.weight(batch)
-        with torch.no_grad(), self.arithmetic.autocast():
-            loss, outputs = self.learner.loss(self.model, batch)
-            self.learner.metrics.update(outputs, batch)
-        evaluation.loss = evaluation.loss + loss.float() * weight
-        evaluation.weight += weight
+        parts = cut_batch(batch, self.position.parts)
+        self._largest = max(map(batch_size, parts))
+        for part in parts:
+            part, weight = to_device(part, self.device), self.learner.weight(part)
+            with torch.no_grad(), self.arithmetic.autocast():
+                loss, outputs = self.learner.loss(self.model, part)
+                self.learner.metrics.update(outputs, part)
+            evaluation.loss = evaluation.loss + (loss.float() * weight if weight else 0.0)
+            evaluation.weight += weight
         evaluation.seconds += time.perf_counter() - begin
+
+    def _use_less_memory(self, full: str) -> None:
+        """Memory ran out: from here on cut every batch into twice as many parts, with the same gradient."""
+        p = self.position
+        if self._largest <= 1:
+            raise TrainingError(
+                f"memory is full even with one example at a time ({full.splitlines()[0]}). Use shorter inputs, a smaller "
+                "model, fewer layers to train (strategies 'head', 'top-k', 'lora'), or precision='bf16'."
+            )
+        free_cached_memory(self.device)
+        old, p.parts = p.parts, 2 * p.parts
+        self.add(Changed, what="parts", old=old, new=p.parts, by="memory")
+        self.warn("out_of_memory", f"memory was full; from here on, batches are computed in {p.parts} parts.")
 
     def _conclude(self, evaluation: EvaluationInHand) -> None:
         """An evaluation is complete: note it, and keep the weights if it is the best so far."""
@@ -420,6 +460,36 @@ fig.tight_layout()
 plt.show()
 
 # %% [markdown]
+# ## When memory is full
+#
+# An example longer than all others comes, and the GPU has no room for its batch. Usually the run is over, and the next attempt begins with a guess at a smaller batch size. But a step that can be forgotten can also be done again, and the gradient of a batch is the weighted sum of its parts' (lesson 16). So the loop forgets, cuts every batch in two from here on, says so, and does the same step again. Here the "memory" holds three examples:
+
+# %%
+def loss_in_little_memory(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    if len(batch["x"]) > 3:
+        raise torch.OutOfMemoryError("no room for more than three examples")
+    return loss(model, batch)
+
+def first_steps(loss_function: Callable, num_steps: int = 6) -> tuple[Tensor, Loop]:
+    learner = toy_learner()
+    torch.manual_seed(0)
+    learner.model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    learner.loss = loss_function
+    loop = Loop(learner, Everything(), Settings(lr=1e-2, device="cpu"))
+    while loop.position.step < num_steps:
+        loop.work()
+    return torch.cat([p.detach().flatten() for p in loop.model.parameters()]), loop
+
+(roomy, _), (narrow, small) = first_steps(loss), first_steps(loss_in_little_memory)
+changes = [event for event in small.buffer.ready(force=True) if isinstance(event, Changed)]
+[f"{e.what} {e.old} → {e.new} after step {e.step}" for e in changes], (roomy - narrow).abs().max().item()
+
+# %%
+assert small.position.parts == 4 and (roomy - narrow).abs().max() < 1e-6
+
+# %% [markdown]
+# The exact equality needs layers that treat every example by itself. Dropout draws other dice, and BatchNorm sees smaller batches. The error itself is not kept, only its words: a traceback holds the memory of everything it passed through.
+#
 # ## What it costs
 #
 # The object keeps more books than a bare loop. Is that felt? Both do the same arithmetic below, clipping included, on a network whose step takes a few milliseconds; they alternate, and the ratio is taken pair by pair.
@@ -514,5 +584,6 @@ assert pieces_of_work(6, 2, 2) == run_epochs(Loop(toy_learner(), Everything(), S
 # - The loop does one piece of work when asked; between two pieces, everything is in its fields.
 # - Weights change in one place. Before it, a half-done step can be forgotten without a trace.
 # - Evaluations go batch by batch like training, so nothing has to wait for their end.
+# - When memory is full, the step is done again in parts, with the same gradient.
 #
 # **What next:** lesson 19 puts a conversation on top: requests, interrupts, state. **Sources:** the loop of `karpathy/nanoGPT` (one screen); Lightning-AI/pytorch-lightning#19976.

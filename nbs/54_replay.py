@@ -31,6 +31,7 @@ from ftnb.events import (
     Journal,
     Saved,
     SetLr,
+    SetParts,
     Stop,
     read_journal,
     what_counts,
@@ -70,6 +71,8 @@ def script_of(events: Iterable[Event]) -> list[tuple[int, Command]]:
             continue
         if event.what == "lr" and isinstance(event.new, int | float):
             script.append((event.step, SetLr(event.new, event.group)))
+        elif event.what == "parts" and isinstance(event.new, int | float):
+            script.append((event.step, SetParts(int(event.new))))
         elif event.what == "evaluate":
             done = (e.step for e in events[i:] if isinstance(e, Evaluated))
             script.append((next(done, event.step), Evaluate()))
@@ -95,8 +98,8 @@ class Replayed:
     max_abs_diff: float
 
     def __str__(self) -> str:
-        same = "the same weights, bit for bit" if self.max_abs_diff == 0 else f"weights off by up to {self.max_abs_diff:.1e}"
-        return f"{same}; {self.run.folder}"
+        same, far = "the same weights, bit for bit", f"weights off by up to {self.max_abs_diff:.1e}"
+        return f"{same if self.max_abs_diff == 0 else far}; {self.run.folder}"
 
 
 def replay(run: Run, folder: str | os.PathLike[str] | None = None) -> Replayed:
@@ -144,7 +147,7 @@ def weights_of(folder: Path, what: str = LAST) -> dict[str, Any]:
 
 
 def difference(one: Path, other: Path) -> float:
-    """The largest absolute difference between the last weights of two runs; infinite if they have other names or shapes."""
+    """The largest absolute difference between two runs' last weights; infinite if names or shapes differ."""
     a, b = weights_of(one), weights_of(other)
     if {name: t.shape for name, t in a.items()} != {name: t.shape for name, t in b.items()}:
         return float("inf")
@@ -188,7 +191,8 @@ def branch(run: Run, step: int | None = None, *, folder: str | os.PathLike[str] 
     steps = Snapshots(run.folder / SNAPSHOTS).steps()
     if not steps or (step is not None and step not in steps):
         there = ", ".join(map(str, steps)) or "none"
-        raise RunError(f"run {run.id} has no snapshot of step {step}; there are {there}. Recipe: snapshot_every, keep_snapshots.")
+        which = f"run {run.id} has no snapshot of step {step}" if steps else f"run {run.id} has no snapshot"
+        raise RunError(f"{which}; there are {there}. Recipe: snapshot_every, keep_snapshots.")
     other = Run(recipe, folder)
     start_from(run, other, steps[-1] if step is None else step)
     return other
@@ -198,8 +202,8 @@ def start_from(run: Run, other: Run, step: int) -> None:
     """Make the folder of a run that begins with a snapshot of another one, and start it."""
     claim(other.folder, without_memory(other.recipe).to_toml())
     try:
-        snapshots = (Snapshots(of.folder / SNAPSHOTS) for of in (run, other))
-        shutil.copytree(*(of.path(step) for of in snapshots))
+        source, target = (Snapshots(of.folder / SNAPSHOTS).path(step) for of in (run, other))
+        shutil.copytree(source, target)
         write_origin(other.folder, run.id, step)
         journal = Journal(other.folder / JOURNAL)
         for event in upto(read_journal(run.folder / JOURNAL), step, run.id):
@@ -233,7 +237,7 @@ def overlay(runs: Sequence[Run]) -> Figure:
     for i, run in enumerate(runs):
         for ax, curve, style in zip(axes, ("smooth", "metric"), ("-", "o-"), strict=True):
             points = run.history.curves[curve].points()
-            label = f"{run.id}, lr {run.recipe.lr:g}"
+            label = f"{run.folder.name}, lr {run.recipe.lr:g}"
             ax.plot([x for x, _ in points], [y for _, y in points], style, color=f"C{i}", label=label, markersize=3)
             if (step := branched_at(run.folder)) is not None:
                 ax.axvline(step, color=f"C{i}", linestyle=":", linewidth=1)
@@ -244,3 +248,140 @@ def overlay(runs: Sequence[Run]) -> Figure:
     fig.tight_layout()
     plt.close(fig)
     return fig
+
+# %% [markdown]
+# ## A hand on the slider
+#
+# The run below is the quickstart's task with a hand on it: after step 6 the rate is raised to three times what it was, after step 14 it is lowered to a third of the recipe's, and an evaluation is asked for in between. (The hand is a listener, so that the lesson does the same on every machine; a panel's slider sends the same commands.)
+
+# %%
+torch.set_num_threads(1)
+place = Path(tempfile.mkdtemp())
+recipe = Recipe(num_epochs=3, eval_every=4, snapshot_every=4, keep_snapshots=10, device="cpu")
+
+def steered() -> Run:
+    run = Run(recipe, place / "steered")
+    hands = {6: lambda: run.set_lr(1.5e-3), 10: run.evaluate, 14: lambda: run.set_lr(1.7e-4)}
+    run.subscribe(lambda e: hands[e.step]() if isinstance(e, Stepped) and e.step in hands else None)
+    run.start().wait()
+    return run
+
+run = steered()
+script_of(run.events)
+
+# %%
+assert [(at, type(command).__name__) for at, command in script_of(run.events)] == [(6, "SetLr"), (10, "Evaluate"), (14, "SetLr")]
+
+# %% [markdown]
+# ## The experiment: the same again
+#
+# **Claim.** The replay ends with the weights of the steered run, bit for bit; a run of the recipe alone does not. One differing bit in the first, or none in the second, would refute it.
+
+# %%
+again = replay(run, place / "again")
+untouched = Run(recipe, place / "untouched").start()
+untouched.wait()
+str(again).partition(";")[0], difference(run.folder, untouched.folder)
+
+# %%
+assert again.max_abs_diff == 0.0 and difference(run.folder, untouched.folder) > 1e-3
+
+# %% [markdown]
+# It is also a test of other people's results: somebody sends you a folder, and `ftnb replay FOLDER` says whether its weights come out of its journal. The scope of "bit for bit" is that of lesson 51: the same versions, the same number of threads, a CPU or deterministic kernels.
+#
+# ## What if?
+#
+# Was it a good idea to raise the rate after step 6? A branch answers that from step 4 on, without the steps before. Here is one that leaves the rate alone, and one that lowers it at once:
+
+# %%
+alone = run.branch(4, folder=place / "alone")
+alone.wait()  # one after the other: two trainings at once in one process share the random numbers' generator
+lower = run.branch(4, folder=place / "lower", lr=1e-4)
+lower.wait()
+overlay([run, alone, lower])
+
+# %%
+accuracy = {name: one.task.evaluate("test")["accuracy"] for name, one in (("steered", run), ("left alone", alone), ("lower", lower))}
+{name: round(value, 3) for name, value in accuracy.items()}, difference(alone.folder, untouched.folder)
+
+# %%
+assert difference(alone.folder, untouched.folder) == 0.0
+
+# %% [markdown]
+# The branch without a change is the untouched run, to the bit: that is what makes the comparison fair. The three differ in nothing but what was changed after step 4. It is still one seed. Which of them is *better* is a question for several seeds, and not for this picture.
+#
+# What cannot change on the way is refused:
+
+# %%
+try:
+    run.branch(4, batch_size=4)
+except RecipeError as error:
+    message = str(error)
+message
+
+# %%
+assert "batch_size cannot change on the way" in message
+
+# %% [markdown]
+# ## The story: the setting that was ignored
+#
+# Somebody resumes with another learning rate, and the old one goes on. Loading the optimizer's state puts the old rate back into its groups, and the scheduler's state the old shape; what was typed is ignored without a word (huggingface/transformers#23099; mosaicml/composer#3154 and roboflow/rf-detr#1209 are of the same kind). In plain torch:
+
+# %%
+weight = torch.nn.Parameter(torch.zeros(1))
+old = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.01)
+resumed = torch.optim.AdamW([weight], lr=1e-5, weight_decay=0.1)
+resumed.load_state_dict(old.state_dict())
+resumed.param_groups[0]["lr"], resumed.param_groups[0]["weight_decay"]
+
+# %%
+assert resumed.param_groups[0]["lr"] == 1e-3
+
+# %% [markdown]
+# In a branch, the numbers typed are in force, and each is written into the journal with its old value:
+
+# %%
+[(e.what, e.old, e.new) for e in lower.events if isinstance(e, Changed) and e.by == "settings"]
+
+# %% [markdown]
+# ## Exercises
+#
+# **1 (easy).** Write `hands_on`: how many commands a run's result depends on (a rate that was set, a batch that was cut), so that 0 means: the recipe alone gives it.
+
+# %% tags=["exercise"]
+def hands_on(run: Run) -> int:
+    ...  # your code here
+
+# %% tags=["solution"]
+def hands_on(run: Run) -> int:
+    return sum(isinstance(command, SetLr | SetParts) for _, command in script_of(run.events))
+
+# %%
+assert hands_on(run) == 2 and hands_on(untouched) == 0
+
+# %% [markdown]
+# **2 (medium).** Write `turn_down`: branch a run at its best evaluation's nearest earlier snapshot, with a fifth of its rate, and return the branch when it has ended. (`run.history.best` is a pair of step and value.)
+
+# %% tags=["exercise"]
+def turn_down(run: Run, folder: Path) -> Run:
+    ...  # your code here
+
+# %% tags=["solution"]
+def turn_down(run: Run, folder: Path) -> Run:
+    steps = Snapshots(run.folder / SNAPSHOTS).steps()
+    at = max((step for step in steps if step <= run.history.best[0]), default=steps[0])
+    other = run.branch(at, folder=folder, lr=run.recipe.lr / 5)
+    other.wait()
+    return other
+
+# %%
+gentle = turn_down(untouched, place / "gentle")
+assert gentle.state == "done" and branched_at(gentle.folder) <= untouched.history.best[0]
+
+# %% [markdown]
+# ## Summary
+# - A recipe repeats a run that nobody touched; recipe and journal together repeat any run.
+# - A replay plans the journal's commands at their steps and compares the weights.
+# - A branch starts from a snapshot with other numbers, which are in force and written down; what a snapshot depends on cannot change.
+#
+# **What next:** `ftnb replay` and `ftnb branch --step 100 --set lr=1e-4` do this from a terminal. **Sources:** the threads named above; PyTorch's documentation on reproducibility.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftnb.events import Changed, Evaluate, Evaluated, Finished, Saved, SetLr, Stepped, Stop, Warned
+from ftnb.events import Changed, Evaluate, Evaluated, Finished, Saved, SetLr, SetParts, Stepped, Stop, Warned
 from ftnb.recipe import Recipe, RecipeError
 from ftnb.replay import difference, overlay, replay, script_of, weights_of
 from ftnb.run import Run, RunError, finetune
@@ -63,7 +63,9 @@ HANDS = {
 def story(run: Run) -> list[tuple]:
     """What happened, without times and names."""
     kept = (Stepped, Evaluated, Finished)
-    return [(e.kind, e.step, getattr(e, "loss", None), getattr(e, "lr", None)) for e in run.events if isinstance(e, kept)]
+    return [
+        (e.kind, e.step, getattr(e, "loss", None), getattr(e, "lr", None)) for e in run.events if isinstance(e, kept)
+    ]
 
 
 @pytest.mark.parametrize("strategy", ["full", "lp-ft", {"name": "lora", "rank": 2}])
@@ -100,6 +102,7 @@ def test_a_script_says_when_things_took_effect():
         changed(0, "phase", new="head", by="strategy"),
         changed(2, "lr", old=1e-3, new=2e-3, group="head"),
         changed(2, "evaluate"),
+        changed(3, "parts", old=1, new=2, by="memory"),
         changed(3, "pause"),
         changed(3, "resume"),
         Evaluated(step=3, epoch=1.0, loss=1.0, metrics={}),
@@ -107,7 +110,7 @@ def test_a_script_says_when_things_took_effect():
         changed(4, "stop"),
         Finished(step=5, reason="stopped"),
     ]
-    assert script_of(events) == [(2, SetLr(2e-3, "head")), (3, Evaluate()), (5, Stop())]
+    assert script_of(events) == [(2, SetLr(2e-3, "head")), (3, Evaluate()), (3, SetParts(2)), (5, Stop())]
     failed = [*events[:-2], Finished(step=4, reason="failed")]
     assert script_of(failed)[-2:] == [(4, Stop()), (4, Stop())]
 

@@ -110,7 +110,7 @@ def test_a_half_done_step_can_be_forgotten():
     model = Net()
     before = copy.deepcopy(model.state_dict())
     batch = stack(points(8, 0))
-    step = StepInHand([batch], [8], moving_buffers(model))
+    step = StepInHand([batch], [8], moving_buffers(model), 1)
     F.cross_entropy(model(batch["x"]), batch["labels"]).backward()
     assert not torch.equal(model.trunk[1].running_mean, before["trunk.1.running_mean"])
     step.forget(model)
