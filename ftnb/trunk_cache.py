@@ -346,7 +346,7 @@ class TrunkCache:
         begin = time.perf_counter()
         try:
             self._learner = self._work(loop)
-        except (NoCache, OSError) as reason:  # OSError: the disk
+        except (NoCache, OSError, torch.OutOfMemoryError) as reason:  # OSError: the disk
             self._abandon()
             self.saving, self._learner = Saving(self._phase.name, reason=str(reason)), loop.plain
             if self._served:  # a phase before this one had a cache: no surprise

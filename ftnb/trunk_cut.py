@@ -104,6 +104,13 @@ def trunk_hash(cut: Cut) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """The shape of each leaf for one example. No list, since a list in a batch has one entry for each example."""
+
+    of: list[tuple[int, ...]]
+
+
 class ReplayedBatches(Batches):
     """Batches as they are, each with what the frozen layers put out for its examples.
 
@@ -128,7 +135,7 @@ class ReplayedBatches(Batches):
         for examples, batch in zip(self.order(epoch)[start:], self.plain.epoch(epoch, start), strict=True):
             values, shapes = self.store.batch(examples, batch.get(MASK))
             known = {f"{TRUNK}{i}": value for i, value in enumerate(values) if value is not None}
-            yield {**batch, **known, SHAPES: shapes}
+            yield {**batch, **known, SHAPES: Shapes(shapes)}
 
 
 def full_leaves(cut: Cut, known: Mapping[int, Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -155,7 +162,7 @@ def replaying_learner(learner: Learner, cut: Cut, train: Batches, valid: Batches
         if SHAPES not in batch:  # a batch from elsewhere
             return learner.loss(model, plain)
         known = {int(name.removeprefix(TRUNK)): v for name, v in batch.items() if name.startswith(TRUNK)}
-        with replayed(cut.units, full_leaves(cut, known, batch[SHAPES])):
+        with replayed(cut.units, full_leaves(cut, known, batch[SHAPES].of)):
             return learner.loss(model, plain)
 
     return replace(learner, train=train, valid=valid, loss=loss)

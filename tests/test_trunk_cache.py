@@ -304,6 +304,30 @@ def test_a_full_disk_costs_the_cache_and_not_the_training(texts, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+def test_no_memory_to_fill_costs_the_cache_and_not_the_training(texts, monkeypatch):
+    of = training(texts, TopK(1), TrunkCache())
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("ftnb.trunk_fill.SplitFilling._fill", full)
+    finished(of)
+    assert of.reason == "done"
+
+
+def test_a_batch_can_be_cut_into_parts(texts):
+    of = training(texts, TopK(1), TrunkCache())
+    of.step()
+    batch = next(iter(of.learner.train.epoch(1)))
+    size = len(batch["labels"])
+    whole, _ = of.learner.loss(of.model.eval(), batch)
+    lists = {name: value for name, value in batch.items() if not isinstance(value, Tensor)}
+    parts = [{n: v[i : i + 1] for n, v in batch.items() if n not in lists} | lists for i in range(size)]
+    assert not any(isinstance(value, list | tuple) for value in lists.values())
+    losses = [of.learner.loss(of.model, part)[0].item() for part in parts]
+    assert sum(losses) / size == pytest.approx(whole.item(), rel=1e-5)
+
+
 def test_old_files_make_room(tmp_path):
     for i, name in enumerate("abc"):
         path = tmp_path / f"{name}.trunk"
