@@ -205,16 +205,21 @@ assert errors == 2 and float(WordErrorRate()(["for seven one one"], ["four seven
 # %% [markdown]
 # ## The task object
 #
-# One task for both families of models: CTC (wav2vec 2.0, HuBERT, WavLM), and sequence to sequence (Whisper), which writes token after token with an eye on the whole clip. Transcripts are normalised: lower case, no punctuation. A clip that is longer than `max_seconds` is left out, not cut: its transcript would go on where the sound has stopped.
+# One task for both families of models: CTC (wav2vec 2.0, HuBERT, WavLM), and sequence to sequence (Whisper), which writes token after token with an eye on the whole clip. The first's loss is a mean over clips, the second's a mean over tokens; accumulated gradients are those of one large batch only if each micro-batch is weighted by what its loss is the mean of. Transcripts are normalised: lower case, no punctuation. A clip that is longer than `max_seconds` is left out, not cut: its transcript would go on where the sound has stopped.
 
 # %%
 #| export
+def model_inputs(batch: Batch) -> Batch:
+    """What of a batch the model takes."""
+    return {name: value for name, value in batch.items() if name not in ("num_samples", "num_tokens")}
+
+
 def speech_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
     """The model's own loss (CTC, or cross-entropy of each next token), and its outputs.
 
     In eval mode a sequence-to-sequence model also writes down what it hears, as `outputs.generated`.
     """
-    inputs = {name: value for name, value in batch.items() if name != "num_samples"}
+    inputs = model_inputs(batch)
     outputs = model(**inputs)
     any_model: Any = model
     if not model.training and any_model.can_generate():
@@ -369,8 +374,13 @@ class SpeechRecognition:
             valid=self.batches("valid", 2 * batch_size, num_workers=num_workers),
             loss=speech_loss,
             metrics=self.metrics(),
+            weight=self.weight,
             new_parameters=self.recogniser.new_parameters,
         )
+
+    def weight(self, batch: Batch) -> int:
+        """The weight of a batch: of how many terms its loss is the mean, clips for CTC, otherwise tokens."""
+        return len(batch["labels"]) if self.recogniser.ctc else int(batch["num_tokens"])
 
     def examples(self, split: str) -> ClipExamples:
         """A split's recordings as samples with their transcripts' labels.
@@ -392,13 +402,17 @@ class SpeechRecognition:
         return Batches(examples, self.collate, batch_size, lengths=examples.lengths(), **kinds)
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Examples as one batch: sound and labels padded, the labels with −100, and how many samples each clip has."""
+        """Examples as one batch: sound and labels padded, the labels with −100, and how many samples each clip has.
+
+        "num_tokens" is how many labels they have together.
+        """
         clips = [example["samples"] for example in examples]
         batch = extract(self.recogniser.extractor, clips)
         batch["num_samples"] = torch.tensor([len(clip) for clip in clips])
         if "labels" in examples[0]:
             labels = [torch.tensor(example["labels"]) for example in examples]
             batch["labels"] = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+            batch["num_tokens"] = sum(map(len, labels))
         return batch
 
     def metrics(self) -> Metrics:
@@ -426,8 +440,7 @@ class SpeechRecognition:
         texts: list[str] = []
         with evaluating(self.model):
             for batch in batches.epoch():
-                inputs = {name: value for name, value in batch.items() if name != "num_samples"}
-                on_device = to_device(inputs, device)
+                on_device = to_device(model_inputs(batch), device)
                 model: Any = self.model
                 if self.recogniser.ctc:
                     outputs: Any = model(**on_device)
@@ -445,7 +458,7 @@ class SpeechRecognition:
         Raises:
             DataError: if there is no such split.
         """
-        return measure(self.model, self.batches(split, batch_size), speech_loss, self.metrics())
+        return measure(self.model, self.batches(split, batch_size), speech_loss, self.metrics(), self.weight)
 
     def show_batch(self, n: int = 3) -> ClipTable:
         """The first recordings of the first training batch, to look at and to listen to, and their transcripts.

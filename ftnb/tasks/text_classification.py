@@ -1,7 +1,7 @@
 # Exported from nbs/30_text_classification.py: edit the lesson, then run `make export`.
 """One object from your table to a saved model: data, model, loss, metrics, and what to look at in between."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from ftnb.pretrained import (
 )
 from ftnb.saving import save_pretrained
 from ftnb.schedule import LossFunction
-from ftnb.step import Batch, Learner
+from ftnb.step import Batch, Learner, batch_size
 from ftnb.tables import DataError
 from ftnb.tasks.display import TextTable
 from ftnb.texts.sources import as_columns, load_text_splits
@@ -161,17 +161,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def measure(model: nn.Module, batches: Batches, loss: LossFunction, metrics: Metrics) -> dict[str, float]:
-    """Loss and metrics over batches with "labels", in eval mode and float32; the loss is the mean over examples."""
-    device, total = next(model.parameters()).device, 0.0
+def measure(
+    model: nn.Module,
+    batches: Batches,
+    loss: LossFunction,
+    metrics: Metrics,
+    weight: Callable[[Batch], int] = batch_size,
+) -> dict[str, float]:
+    """Loss and metrics over batches, in eval mode and float32.
+
+    Args:
+        model: the model.
+        batches: what to measure it on.
+        loss: as in `ftnb.step.Learner`.
+        metrics: what to count.
+        weight: of how many terms the loss of a batch is the mean, by default examples.
+    """
+    device, total, terms = next(model.parameters()).device, 0.0, 0
     metrics.to(device)
     with evaluating(model):
         for batch in batches.epoch():
             on_device = to_device(batch, device)
             value, outputs = loss(model, on_device)
-            total += value.item() * len(batch["labels"])
+            total, terms = total + value.item() * weight(batch), terms + weight(batch)
             metrics.update(outputs, on_device)
-    return {"loss": total / batches.num_examples, **metrics.compute()}
+    return {"loss": total / max(1, terms), **metrics.compute()}
 
 
 def predict_probabilities(
