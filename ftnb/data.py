@@ -2,14 +2,16 @@
 """Your own table, checked before training, in batches that waste no time on padding."""
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from ftnb.audio.clips import clip_digest, store_clips
 from ftnb.builtin.reviews import labelled_reviews
@@ -253,9 +255,37 @@ class Batches:
             raise ValueError(f"start must lie between 0 and {len(self)}, the batches of an epoch; got {start}.")
         generator = torch.Generator().manual_seed(self.seed)  # its own: the loader must not draw from the global one
         yield from DataLoader(
-            self.examples,
-            batch_sampler=self.order(epoch)[start:],
-            collate_fn=self.collate,
+            _Epoch(self, epoch, self.order(epoch)),  # type: ignore[arg-type]  # it needs no more than [number]
+            sampler=range(start, len(self)),
+            batch_size=None,
+            collate_fn=_as_it_is,
             num_workers=self.num_workers,
             generator=generator,
         )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The batches of an epoch by number, each made where it is asked for: in this process, or in a worker.
+
+    A worker knows nothing of the training's random numbers, nor of batches that were made before it began. So it
+    draws from a stream of the batch's own, and random augmentation is the same whoever makes a batch after a break.
+    """
+
+    batches: Batches
+    epoch: int
+    order: list[list[int]]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if get_worker_info() is not None:
+            seeds = np.random.SeedSequence((self.batches.seed, self.epoch, number)).generate_state(2, np.uint32)
+            torch.manual_seed(int(seeds[0]))
+            random.seed(int(seeds[0]))
+            np.random.seed(seeds[1])  # noqa: NPY002  # some transforms draw from the old generator
+        examples, wanted = self.batches.examples, self.order[number]
+        many = getattr(examples, "__getitems__", None)  # a table gives several rows at once
+        return self.batches.collate(many(wanted) if callable(many) else [examples[i] for i in wanted])
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch

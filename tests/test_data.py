@@ -372,6 +372,18 @@ def test_workers_give_the_same_batches(lengths):
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
 
+def noisy(examples: list[int]) -> torch.Tensor:
+    return torch.tensor(examples) + torch.rand(len(examples))
+
+
+def test_random_augmentation_in_workers_is_the_same_after_a_break():
+    one, two = (Batches(list(range(40)), noisy, 8, num_workers=n) for n in (1, 2))
+    whole = list(one.epoch(1))
+    assert all(torch.equal(a, b) for a, b in zip(whole, two.epoch(1), strict=True)), "whoever makes a batch"
+    assert all(torch.equal(a, b) for a, b in zip(whole[3:], two.epoch(1, start=3), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(whole, one.epoch(2), strict=True)), "each epoch draws anew"
+
+
 def test_impossible_batches_are_refused():
     with pytest.raises(DataError, match="batch size"):
         Batches([1, 2], list, 0)
