@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ftnb.builtin.instructions import READ, instructions
+from ftnb.builtin.instructions import READ, by_kind, instructions
 from ftnb.builtin.stories import stories
 from ftnb.pretraining import weights_hash
 from ftnb.tasks.text_generation import TextGeneration
@@ -235,7 +235,8 @@ def finetuned_accuracy(
         num_test: test instructions.
 
     Returns:
-        The share of answers that are exactly right: "read" (they stand in the prompt), "facts" (they do not), "all".
+        The share of answers that are exactly right: "read" (they stand in the prompt), "facts" (they do not), "all",
+        and of each kind of instruction ("has", "sound" …).
     """
     test = instructions("test", num_test, seed)
     data = {"train": instructions("train", num_train, seed), "valid": instructions("valid", seed=seed), "test": test}
@@ -248,7 +249,8 @@ def finetuned_accuracy(
     kinds = [row["kind"] in READ for row in test]
     of = {name: [r for r, read in zip(right, kinds, strict=True) if read == wanted] for name, wanted in
           (("read", True), ("facts", False))}  # fmt: skip
-    return {**{name: statistics.mean(values) for name, values in of.items()}, "all": statistics.mean(right)}
+    of |= {"all": right, **{kind: values for kind, values in by_kind(test, right).items() if values}}
+    return {name: statistics.mean(values) for name, values in of.items()}
 
 
 def scores(folder: str | Path, seeds: Iterable[int]) -> dict[str, Any]:
