@@ -328,17 +328,20 @@ def describe(summary: dict[str, Any]) -> str:
         parts.append(f"best {metric} {format_number(best['value'])} at step {best['step']}")
     if not summary["finished"] and last["lr"] is not None:
         parts.append(f"learning rate {format_number(last['lr'])}")
-    if summary["eta"] is not None:
+    if summary["eta"] is not None and summary["state"] != "failed":
         parts.append(f"{format_duration(summary['eta'])} left")
     steps = f"step {summary['step']} of {summary['num_steps']} in {format_duration(summary['seconds'])}"
     return ", ".join([f"{summary['state']}: {steps}", *parts])
 
 
-def plot_history(history: History, *, width: float = 8.75, height: float = 4.0, log: bool = False) -> Picture:
+def plot_history(
+    history: History, *, width: float = 8.75, height: float = 4.0, log: bool = False, state: str | None = None
+) -> Picture:
     """Draw a history as a static picture.
 
     Args:
         history: what to draw; it may still be growing.
+        state: what to call its state; by default what its events say.
         width: in inches, at 80 dots an inch.
         height: in inches.
         log: a logarithmic loss axis.
@@ -347,7 +350,7 @@ def plot_history(history: History, *, width: float = 8.75, height: float = 4.0, 
         A figure with four plots (loss, metric, learning rate, speed) and one line that says how it went. It belongs
         to no pyplot state, and any thread may draw it.
     """
-    summary, points = history.snapshot()
+    summary, points = history.snapshot(state=state)
     return draw_figure(summary, points, width=width, height=height, log=log)
 
 

@@ -252,15 +252,11 @@ def show(
 
 def _find_run(name: str) -> Path:
     """The folder of a run given by path, by name, or (empty) the newest one."""
-    from ftnb.runfolder import JOURNAL, runs_root
+    from ftnb.runfolder import find_run, runs_root
 
-    root = runs_root()
-    found = sorted((path.parent for path in root.glob(f"*/{JOURNAL}")), key=lambda path: path.name)
-    candidates = [Path(name).expanduser(), root / name] if name else found[-1:]
-    for folder in candidates:
-        if (folder / JOURNAL).exists():
-            return folder
-    fail(f"no run {name!r} here or in {root}." if name else f"there are no runs in {root}.", 2)
+    if (folder := find_run(name)) is not None:
+        return folder
+    fail(f"no run {name!r} here or in {runs_root()}." if name else f"there are no runs in {runs_root()}.", 2)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 """Start, watch and steer a training by widgets that hold no logic: a click and a line of code do the same."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ __all__ = [
     "near",
     "start_line",
     "end_line",
+    "failed_line",
     "status_line",
     "in_plain_words",
     "device_line",
@@ -58,11 +60,22 @@ def start_line(started: Started | None) -> str:
 
 
 def end_line(run: Run) -> str:
-    """What came out, and where it is."""
+    """What came out, where it is, and whether it can go on."""
     best, name = run.history.best, run.history.metric
     score = f" Best {name}: {format_number(best[1])} at step {best[0]:.0f}." if best else ""
     model = near(run.folder / BEST)
-    return f"{run.state.capitalize()}.{score} The model is in {model}; panel.run.predict([...]) asks it."
+    again = " Resume goes on with it." if run.can_go_on else ""
+    return f"{run.state.capitalize()}.{score} The model is in {model}; panel.run.predict([...]) asks it.{again}"
+
+
+def failed_line(run: Run) -> str:
+    """What is left of a run that failed or was broken off, and how it can go on."""
+    if not run.history.started:
+        return "Nothing was started."
+    what = "Failed" if run.traceback else "Broken off"
+    where = "; panel.run.traceback says where it happened." if run.traceback else "."
+    again = f" Resume goes on from its last snapshot (step {run.last_snapshot})." if run.can_go_on else ""
+    return f"{what} at step {run.history.step}. What there is lies in {near(run.folder)}{where}{again}"
 
 
 def status_line(run: Run | None) -> str:
@@ -77,9 +90,7 @@ def status_line(run: Run | None) -> str:
         "running": start_line(run.history.started),
         "paused": f"Paused at step {run.history.step}. Nothing is lost, and the notebook is free.",
         "stopping": "Stopping: a last evaluation, then the best and the last model are kept.",
-        "failed": f"Failed. What there is lies in {near(run.folder)}; panel.run.traceback says where it happened."
-        if run.history.started
-        else "Nothing was started.",
+        "failed": failed_line(run),
     }[state]
 
 
@@ -115,14 +126,19 @@ class Panel:
     Args:
         recipe: what the form shows first; by default that of the key's run, else the default recipe.
         key: the name under which the run is found again when the cell is run again.
+        run: a run to show: an object, a folder, or a name below `runs/`. One that was stopped, or whose process ended,
+            can be resumed from its last snapshot.
 
     Attributes:
         run: the run shown, or None before the first.
         recipe: what the form says now.
     """
 
-    def __init__(self, recipe: Recipe | None = None, *, key: str = "default") -> None:
-        self.key, self.run = key, current_run(key)
+    def __init__(
+        self, recipe: Recipe | None = None, *, key: str = "default", run: Run | str | os.PathLike[str] | None = None
+    ) -> None:
+        found = run if run is None or isinstance(run, Run) else Run.open(run)
+        self.key, self.run = key, found if found is not None else current_run(key)
         if self.run is not None and (recipe is None or self.run.state not in ENDED):
             recipe = self.run.recipe
         self._lock, self._asked, self._refused = threading.RLock(), "", ""
@@ -279,6 +295,8 @@ def _set(widget: Any, **traits: Any) -> None:
             setattr(widget, name, value)
 
 
-def panel(recipe: Recipe | None = None, *, key: str = "default") -> Panel:
+def panel(
+    recipe: Recipe | None = None, *, key: str = "default", run: Run | str | os.PathLike[str] | None = None
+) -> Panel:
     """Show a panel: `Panel` by a name that reads well at the end of a cell."""
-    return Panel(recipe, key=key)
+    return Panel(recipe, key=key, run=run)

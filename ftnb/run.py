@@ -22,6 +22,7 @@ from ftnb.runfolder import (
     SNAPSHOTS,
     branched_at,
     claim,
+    find_run,
     hold_folder,
     is_held,
     model_folder,
@@ -205,9 +206,14 @@ class Run:
         return branched
 
     @property
+    def last_snapshot(self) -> int | None:
+        """The step of the newest snapshot; None if there is none."""
+        return next(reversed(Snapshots(self.folder / SNAPSHOTS).steps()), None)
+
+    @property
     def can_go_on(self) -> bool:
         """Whether it was stopped or broken off, and has a snapshot to go on from."""
-        return self.state in ("stopped", "failed") and bool(Snapshots(self.folder / SNAPSHOTS).steps())
+        return self.state in ("stopped", "failed") and self.last_snapshot is not None
 
     def stop(self, *, by: str = "user") -> None:
         """End after the step in hand and a last evaluation, and keep the model; asked twice, without the evaluation."""
@@ -283,20 +289,26 @@ class Run:
 
     def report(self) -> Picture:
         """The chart as a static picture, with one line that says how it went."""
-        return plot_history(self.history)
+        return plot_history(self.history, state=self.state)
 
     def subscribe(self, listener: Callable[[Event], object]) -> Callable[[], None]:
         """Call `listener` with every event, in the training's thread; returns what ends the subscription."""
         return self.record.subscribe(listener)
 
     @staticmethod
-    def open(folder: str | os.PathLike[str]) -> "Run":
+    def open(folder: str | os.PathLike[str] = "") -> "Run":
         """Read a run back from its folder: recipe, events, history, and the model for predictions.
 
+        Args:
+            folder: its path, or its name below `runs/`; without it the newest run there is.
+
         Raises:
-            RunError: if the folder holds no run.
+            RunError: if there is no such run.
         """
-        return open_run(Path(folder).expanduser().absolute())
+        place = find_run(folder)
+        if place is None and not os.fspath(folder):
+            raise RunError(f"there are no runs in {runs_root()}.")
+        return open_run(place or Path(folder).expanduser().absolute())
 
     def __repr__(self) -> str:
         return f"Run {self.id}, {history_text(self.history, state=self.state)}, in {self.folder}"

@@ -24,7 +24,7 @@ class FakeRun:
     seconds_per_step = 0.002
     num_steps = 300
     fail_with: Exception | None = None
-    can_go_on = False
+    can_go_on, last_snapshot, traceback = False, None, "somewhere"
 
     def __init__(self, recipe, folder=None, *, key=None):
         self.recipe, self.key, self.id = recipe, key, f"fake-{len(self.made)}"

@@ -550,3 +550,65 @@ class TestTryout:
         assert "<div>cat &lt;1&gt;</div><div>dog</div>" in panel.tryout.value.value
         upload(panel, "b.png", png("blue"))
         assert "Nothing was found." in panel.tryout.value.value
+
+
+class TestARunThatCanGoOn:
+    """With a real run, since its folder is what counts."""
+
+    @pytest.fixture
+    def stopped(self, tmp_path, monkeypatch):
+        from ftnb.run import Run
+        from tests.tiny import tiny_bert, write_csv
+
+        monkeypatch.setenv("FTNB_RUNS", str(tmp_path / "runs"))
+        recipe = Recipe(data=str(write_csv(tmp_path / "r.csv")), model=str(tiny_bert(tmp_path / "bert")), device="cpu")
+        run = Run(recipe.replace(num_epochs=4, snapshot_every=3))
+        unsubscribe = run.subscribe(lambda e: run.stop() if (e.kind, e.step) == ("step", 5) else None)
+        run.start().wait()
+        unsubscribe()
+        return run
+
+    def test_resume_is_offered_and_goes_on(self, stopped):
+        panel = Panel(key="again", run=stopped)
+        panel.refresh()
+        assert panel.buttons["pause"].description == "Resume"
+        assert not panel.buttons["pause"].disabled
+        assert panel.buttons["stop"].disabled
+        assert "Resume goes on with it." in panel.status.value
+        panel.buttons["pause"].click()
+        assert stopped.wait(60) == "done"
+        panel.refresh()
+        assert panel.buttons["pause"].disabled
+        assert stopped.history.step == 20
+        assert "Resume" not in panel.status.value
+
+    def test_a_run_of_another_process_is_shown_by_its_name(self, stopped):
+        name, folder = stopped.folder.name, stopped.folder
+        (folder / "events.jsonl").write_text(
+            "".join(
+                line for line in (folder / "events.jsonl").open(encoding="utf-8") if '"kind": "finished"' not in line
+            ),
+            encoding="utf-8",
+        )
+        from ftnb.registry import RUNS
+
+        RUNS.known.clear()
+        panel = Panel(key="other", run=name)
+        panel.refresh()
+        assert panel.run.state == "failed"
+        assert panel.form.recipe() == stopped.recipe
+        assert "Broken off at step 5." in panel.status.value
+        assert "Resume goes on from its last snapshot (step 5)" in panel.status.value
+        panel.buttons["pause"].click()
+        assert panel.run.wait(60) == "done"
+
+    def test_what_cannot_go_on_is_said_in_the_panel(self, stopped):
+        from pathlib import Path
+
+        panel = Panel(key="gone", run=stopped)
+        Path(stopped.recipe.data).unlink()
+        panel.buttons["pause"].click()
+        until(lambda: stopped.ended.is_set())
+        panel.refresh()
+        assert stopped.state == "failed"
+        assert "r.csv" in panel.error.value

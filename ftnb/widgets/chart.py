@@ -160,7 +160,7 @@ class LiveChart:
 
     def _picture(self, history: History) -> tuple[dict[str, Any], dict[str, Any]]:
         """What stays in a saved notebook: a PNG, and a line of text for who cannot see it."""
-        png = base64.b64encode(plot_history(history).png()).decode()
+        png = base64.b64encode(plot_history(history, state=self._state()).png()).decode()
         return {"image/png": png, "text/plain": history_text(history, state=self._state())}, {}
 
     def _replace(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
