@@ -34,6 +34,14 @@ def new_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(seconds))}-{milliseconds:03d}-{secrets.token_hex(1)}"
 
 
+def find_run(name: str | os.PathLike[str] = "") -> Path | None:
+    """The folder of a run, by its path or its name below `runs_root()`; without a name the newest one; None if none."""
+    root = runs_root()
+    newest = sorted((path.parent for path in root.glob(f"*/{JOURNAL}")), key=lambda path: path.name)[-1:]
+    places = [Path(name).expanduser().absolute(), root / name] if os.fspath(name) else newest
+    return next((place for place in places if (place / JOURNAL).exists()), None)
+
+
 def refuse_taken(folder: Path) -> None:
     """Raise if a new run cannot have this folder.
 
@@ -85,9 +93,10 @@ def write_origin(folder: Path, run: str, step: int) -> None:
 def branched_at(folder: Path) -> int | None:
     """The step at which a run left another one; None if it began by itself."""
     try:
-        return int(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        step = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+    return step if type(step) is int and step >= 0 else None
 
 
 def write_model(write: Callable[[Path], object], target: Path) -> None:
