@@ -26,6 +26,8 @@ __all__ = [
     "real_token_share",
     "pool_size",
     "batch_order",
+    "token_chunks",
+    "token_batch_order",
     "Batches",
 ]
 
@@ -192,6 +194,61 @@ def batch_order(
     return [batches[i] for i in rng.permutation(len(batches))] if shuffle and lengths is not None else batches
 
 
+def token_chunks(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
+    """How examples, sorted from the longest to the shortest, are cut into batches under a budget of tokens.
+
+    Args:
+        lengths: tokens per example.
+        max_tokens: the most tokens that a batch may have, padding included.
+
+    Returns:
+        Pairs (examples, batch size): the first so many examples in batches of that size, then those that follow.
+
+    Raises:
+        DataError: if the longest example alone is beyond the budget.
+    """
+    if max(lengths) > max_tokens:
+        raise DataError(
+            f"the longest example has {max(lengths)} tokens and does not fit into a batch of {max_tokens}. "
+            "Allow more tokens in a batch, or cut texts shorter (max_length)."
+        )
+    fits = np.sort(max_tokens // np.maximum(lengths, 1))
+    chunks, done = list[tuple[int, int]](), 0
+    while done < len(fits):
+        size = int(fits[done])
+        count = int(np.searchsorted(fits, size, side="right")) - done
+        chunks.append((min(math.ceil(count / size) * size, len(fits) - done), size))
+        done += chunks[-1][0]
+    return chunks
+
+
+def token_batch_order(
+    lengths: Sequence[int], max_tokens: int, *, shuffle: bool = True, seed: int = 0, epoch: int = 0
+) -> list[list[int]]:
+    """The examples of each batch of one epoch under a budget of tokens; the number of batches is always the same.
+
+    Args:
+        lengths: tokens per example.
+        max_tokens: the most tokens that a batch may have, padding included.
+        shuffle: random order. Without it the longest come first.
+        seed: together with `epoch` it decides the order.
+        epoch: the epoch, from 0.
+
+    Raises:
+        DataError: if the longest example alone is beyond the budget.
+    """
+    rng, of = np.random.default_rng((seed, epoch)), np.asarray(lengths)
+    order = rng.permutation(len(of)) if shuffle else np.argsort(-of, kind="stable")
+    order = order[np.argsort((max_tokens // np.maximum(of, 1))[order], kind="stable")]
+    batches, done = list[list[int]](), 0
+    for count, size in token_chunks(lengths, max_tokens):
+        chunk, inner = order[done : done + count], int(rng.integers(2**31))
+        cut = batch_order(count, size, lengths=of[chunk].tolist(), shuffle=shuffle, seed=inner)
+        batches += [chunk[batch].tolist() for batch in cut]
+        done += count
+    return [batches[i] for i in rng.permutation(len(batches))] if shuffle else batches
+
+
 class Batches:
     """Examples in batches, in an order that (seed, epoch) decides.
 
@@ -200,12 +257,14 @@ class Batches:
         collate: makes a list of examples a batch, a dictionary of tensors.
         batch_size: examples per batch.
         lengths: tokens per example, to put examples of similar length together.
+        max_tokens: in place of `batch_size` as many examples per batch as fit into so many tokens, padding included.
         shuffle: a new random order each epoch; without it the order is fixed.
         seed: of the order.
         num_workers: processes that collate; 0 means this one.
 
     Raises:
-        DataError: if there are no examples, the batch size is not positive, or the lengths do not match.
+        DataError: if there are no examples, the batch size is not positive, the lengths do not match, or the longest
+            example is beyond `max_tokens`.
     """
 
     def __init__(
@@ -215,6 +274,7 @@ class Batches:
         batch_size: int,
         *,
         lengths: Sequence[int] | None = None,
+        max_tokens: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -225,6 +285,11 @@ class Batches:
             raise DataError(f"{len(lengths)} lengths do not fit {len(examples)} examples.")
         self.examples, self.collate, self.batch_size = examples, collate, batch_size
         self.lengths, self.shuffle, self.seed, self.num_workers = lengths, shuffle, seed, num_workers
+        self.max_tokens, self._num_batches = max_tokens, math.ceil(len(examples) / batch_size)
+        if max_tokens is not None:
+            if lengths is None:
+                raise DataError("a budget of tokens needs to know the examples' lengths.")
+            self._num_batches = sum(math.ceil(count / size) for count, size in token_chunks(lengths, max_tokens))
 
     @property
     def num_examples(self) -> int:
@@ -232,18 +297,14 @@ class Batches:
         return len(self.examples)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.examples) / self.batch_size)
+        return self._num_batches
 
     def order(self, epoch: int = 0) -> list[list[int]]:
         """The indices of the examples in each batch of an epoch."""
-        return batch_order(
-            len(self.examples),
-            self.batch_size,
-            lengths=self.lengths,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            epoch=epoch,
-        )
+        kinds: dict[str, Any] = {"shuffle": self.shuffle, "seed": self.seed, "epoch": epoch}
+        if self.max_tokens is not None and self.lengths is not None:
+            return token_batch_order(self.lengths, self.max_tokens, **kinds)
+        return batch_order(len(self.examples), self.batch_size, lengths=self.lengths, **kinds)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[dict[str, Any]]:
         """The batches of one epoch, from batch number `start` on; those before it are not made.

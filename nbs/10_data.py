@@ -321,6 +321,67 @@ def batch_order(
     batches = [batch.tolist() for batch in np.split(order, np.cumsum(sizes)[:-1])]
     return [batches[i] for i in rng.permutation(len(batches))] if shuffle and lengths is not None else batches
 
+# %% [markdown]
+# ### A budget of tokens
+#
+# Sixteen texts of 70 tokens take five times the memory of sixteen texts of 14. Where memory is scarce (or where steps should take equally long) a batch holds as many texts as fit into a *budget* of $N$ tokens, padding included: $\lfloor N / n_i \rfloor$ texts of length $n_i$. Two things must not be lost: the order stays random, and the number of batches is the same in every epoch, since schedule and phases are planned by it. So the texts are sorted into classes by how many of their length fit. Each class is shuffled and cut into batches of that many; its last batch is filled up with texts drawn from the next class, which are shorter and therefore fit. How many are drawn does not depend on chance, only which ones.
+
+# %%
+#| export
+def token_chunks(lengths: Sequence[int], max_tokens: int) -> list[tuple[int, int]]:
+    """How examples, sorted from the longest to the shortest, are cut into batches under a budget of tokens.
+
+    Args:
+        lengths: tokens per example.
+        max_tokens: the most tokens that a batch may have, padding included.
+
+    Returns:
+        Pairs (examples, batch size): the first so many examples in batches of that size, then those that follow.
+
+    Raises:
+        DataError: if the longest example alone is beyond the budget.
+    """
+    if max(lengths) > max_tokens:
+        raise DataError(
+            f"the longest example has {max(lengths)} tokens and does not fit into a batch of {max_tokens}. "
+            "Allow more tokens in a batch, or cut texts shorter (max_length)."
+        )
+    fits = np.sort(max_tokens // np.maximum(lengths, 1))
+    chunks, done = list[tuple[int, int]](), 0
+    while done < len(fits):
+        size = int(fits[done])
+        count = int(np.searchsorted(fits, size, side="right")) - done
+        chunks.append((min(math.ceil(count / size) * size, len(fits) - done), size))
+        done += chunks[-1][0]
+    return chunks
+
+
+def token_batch_order(
+    lengths: Sequence[int], max_tokens: int, *, shuffle: bool = True, seed: int = 0, epoch: int = 0
+) -> list[list[int]]:
+    """The examples of each batch of one epoch under a budget of tokens; the number of batches is always the same.
+
+    Args:
+        lengths: tokens per example.
+        max_tokens: the most tokens that a batch may have, padding included.
+        shuffle: random order. Without it the longest come first.
+        seed: together with `epoch` it decides the order.
+        epoch: the epoch, from 0.
+
+    Raises:
+        DataError: if the longest example alone is beyond the budget.
+    """
+    rng, of = np.random.default_rng((seed, epoch)), np.asarray(lengths)
+    order = rng.permutation(len(of)) if shuffle else np.argsort(-of, kind="stable")
+    order = order[np.argsort((max_tokens // np.maximum(of, 1))[order], kind="stable")]
+    batches, done = list[list[int]](), 0
+    for count, size in token_chunks(lengths, max_tokens):
+        chunk, inner = order[done : done + count], int(rng.integers(2**31))
+        cut = batch_order(count, size, lengths=of[chunk].tolist(), shuffle=shuffle, seed=inner)
+        batches += [chunk[batch].tolist() for batch in cut]
+        done += count
+    return [batches[i] for i in rng.permutation(len(batches))] if shuffle else batches
+
 # %%
 #| export
 class Batches:
@@ -331,12 +392,14 @@ class Batches:
         collate: makes a list of examples a batch, a dictionary of tensors.
         batch_size: examples per batch.
         lengths: tokens per example, to put examples of similar length together.
+        max_tokens: in place of `batch_size` as many examples per batch as fit into so many tokens, padding included.
         shuffle: a new random order each epoch; without it the order is fixed.
         seed: of the order.
         num_workers: processes that collate; 0 means this one.
 
     Raises:
-        DataError: if there are no examples, the batch size is not positive, or the lengths do not match.
+        DataError: if there are no examples, the batch size is not positive, the lengths do not match, or the longest
+            example is beyond `max_tokens`.
     """
 
     def __init__(
@@ -346,6 +409,7 @@ class Batches:
         batch_size: int,
         *,
         lengths: Sequence[int] | None = None,
+        max_tokens: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -356,6 +420,11 @@ class Batches:
             raise DataError(f"{len(lengths)} lengths do not fit {len(examples)} examples.")
         self.examples, self.collate, self.batch_size = examples, collate, batch_size
         self.lengths, self.shuffle, self.seed, self.num_workers = lengths, shuffle, seed, num_workers
+        self.max_tokens, self._num_batches = max_tokens, math.ceil(len(examples) / batch_size)
+        if max_tokens is not None:
+            if lengths is None:
+                raise DataError("a budget of tokens needs to know the examples' lengths.")
+            self._num_batches = sum(math.ceil(count / size) for count, size in token_chunks(lengths, max_tokens))
 
     @property
     def num_examples(self) -> int:
@@ -363,18 +432,14 @@ class Batches:
         return len(self.examples)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.examples) / self.batch_size)
+        return self._num_batches
 
     def order(self, epoch: int = 0) -> list[list[int]]:
         """The indices of the examples in each batch of an epoch."""
-        return batch_order(
-            len(self.examples),
-            self.batch_size,
-            lengths=self.lengths,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            epoch=epoch,
-        )
+        kinds: dict[str, Any] = {"shuffle": self.shuffle, "seed": self.seed, "epoch": epoch}
+        if self.max_tokens is not None and self.lengths is not None:
+            return token_batch_order(self.lengths, self.max_tokens, **kinds)
+        return batch_order(len(self.examples), self.batch_size, lengths=self.lengths, **kinds)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[dict[str, Any]]:
         """The batches of one epoch, from batch number `start` on; those before it are not made.
@@ -513,24 +578,51 @@ plt.show()
 assert np.median(speed["similar lengths"] / speed["per batch"]) > 1 and np.median(ratio["per batch"]) > 1
 
 # %% [markdown]
-# Is the order still random? Then over many epochs the shortest tenth of the texts comes as early or late as the longest, in the middle on average (0.5), and a text meets mostly other company in its next epoch:
+# And under a budget of 512 tokens, about as many as sixteen of these texts have? No batch goes beyond it, while the longest sixteen have several times as many; and every epoch has the same number of batches.
 
 # %%
-position = np.zeros((30, len(lengths)))
-for epoch in range(30):
-    order = orders["similar lengths"].order(epoch)
-    position[epoch, [i for batch in order for i in batch]] = np.linspace(0, 1, len(lengths))
-by_length = position[:, np.argsort(lengths)]
-shortest, longest = float(by_length[:, :300].mean()), float(by_length[:, -300:].mean())
-company = [{(a, b) for batch in orders["similar lengths"].order(e) for a in batch for b in batch if a < b} for e in (0, 1)]
-met_again = len(company[0] & company[1]) / len(company[0])
-shortest, longest, met_again
+budget = Batches(examples, collate, 16, shuffle=True, lengths=lengths, max_tokens=512)
+
+def tokens_per_batch(batches: Batches, epoch: int = 0) -> list[int]:
+    return [len(batch) * max(lengths[i] for i in batch) for batch in batches.order(epoch)]
+
+by_count, by_tokens = tokens_per_batch(orders["similar lengths"]), tokens_per_batch(budget)
+max(by_count), max(by_tokens), real_token_share(lengths, budget.order(0)), {len(budget.order(epoch)) for epoch in range(20)}
 
 # %%
-assert abs(shortest - 0.5) < 0.04 and abs(longest - 0.5) < 0.04 and met_again < 0.2
+fig, ax = plt.subplots(figsize=(6, 2.4), dpi=80, layout="constrained")
+ax.hist([by_count, by_tokens], bins=24, label=["16 texts", "512 tokens"], color=["tab:blue", "tab:green"])
+ax.set(xlabel="tokens in a batch, padding included", ylabel="batches")
+ax.legend(frameon=False)
+plt.show()
+
+# %%
+assert max(by_tokens) <= 512 < max(by_count) and {len(budget.order(epoch)) for epoch in range(20)} == {len(budget)}
+assert real_token_share(lengths, budget.order(0)) > 0.95
 
 # %% [markdown]
-# What is given up: within one batch all texts have about the same length. Where length and label go together, batches become less mixed; then compare with `lengths=None`.
+# Are these orders still random? Then over many epochs the shortest tenth of the texts comes as early or late as the longest, in the middle on average (0.5), and a text meets mostly other company in its next epoch:
+
+# %%
+def randomness(batches: Batches) -> tuple[float, float, float]:
+    """Mean position of the shortest and of the longest tenth, and the share of a text's company that it meets again."""
+    position = np.zeros((30, len(lengths)))
+    for epoch in range(30):
+        position[epoch, [i for batch in batches.order(epoch) for i in batch]] = np.linspace(0, 1, len(lengths))
+    by_length = position[:, np.argsort(lengths)]
+    company = [{(a, b) for batch in batches.order(e) for a in batch for b in batch if a < b} for e in (0, 1)]
+    again = len(company[0] & company[1]) / len(company[0])
+    return float(by_length[:, :300].mean()), float(by_length[:, -300:].mean()), again
+
+random_enough = {"similar lengths": randomness(orders["similar lengths"]), "512 tokens": randomness(budget)}
+random_enough
+
+# %%
+assert all(abs(place - 0.5) < 0.04 for *places, _ in random_enough.values() for place in places)
+assert random_enough["similar lengths"][2] < 0.2 and random_enough["512 tokens"][2] < 0.3
+
+# %% [markdown]
+# A budget has a price of its own: the loss is a mean over a batch, so a long text, in a batch of few, pulls harder than a short one. (Accumulated micro-batches are weighted by what their means are of, so there it does not matter.) What is given up with both: within one batch all texts have about the same length. Where length and label go together, batches become less mixed; then compare with `lengths=None`.
 #
 # ## The story: a tenth of the test was in the training set
 #
@@ -618,5 +710,6 @@ assert near_duplicates(train_texts, test_texts) == [0, 2]
 # - A `.tsv` of sentences is read without quoting, or stray quotes eat rows.
 # - Before training, look for gaps, a single class, unknown labels (errors), and for leakage, contradictions, rare classes (warnings).
 # - Put texts of similar length together, in random order: almost no padding, and nearly no loss of randomness.
+# - A budget of tokens bounds the memory of a step and makes steps alike; the number of batches stays known.
 #
 # **What next:** a pretrained model to feed the batches to. To use data from the Hub, give its id: `load_splits("cornell-movie-review-data/rotten_tomatoes")`. **Sources:** Barz and Denzler (2020), "Do we train on test data? Purging CIFAR of near-duplicates"; Lewis et al. (2021), "Question and answer test-train overlap in open-domain question answering datasets"; the documentation of `datasets` and of Python's `csv`; for data checks beyond these, cleanlab.
