@@ -9,18 +9,27 @@ from ftnb.waiting import say_to_stderr
 
 
 class Registry:
-    """Runs by id; those alive are held, finished ones only as long as somebody else holds them."""
+    """Runs by id; those alive are held, finished ones only as long as somebody else holds them.
+
+    The last run under a key is held until the next one: whoever gives a key wants to find it again.
+    """
 
     def __init__(self) -> None:
         self.known: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self.live: dict[str, Any] = {}
-        self.current: dict[str, Any] = {}  # by key; "" is the one started last
+        self.keyed: dict[str, Any] = {}
+        self.last: weakref.ref[Any] | None = None
 
     def begin(self, run: Any) -> None:
         """Enter a run that starts."""
-        self.known[run.id] = self.live[run.id] = self.current[""] = run
+        self.known[run.id] = self.live[run.id] = run
+        self.last = weakref.ref(run)
         if run.key is not None:
-            self.current[run.key] = run
+            self.keyed[run.key] = run
+
+    def current(self, key: str = "") -> Any:
+        """The run started last under a key, or (empty) last of all; None if there is none any more."""
+        return self.keyed.get(key) if key else self.last() if self.last is not None else None
 
     def end(self, run: Any) -> None:
         """Note that a run has ended."""

@@ -38,20 +38,24 @@ def wait_for(
         The run's state then; at once for a run that was never started.
     """
     deadline = float("inf") if timeout is None else time.monotonic() + timeout
-    asked = False
-    while run.state != "idle" and not run.ended.is_set() and time.monotonic() < deadline:
-        try:  # short slices: a long wait would swallow the interrupt on some systems
-            run.ended.wait(min(0.2, max(0.0, deadline - time.monotonic())))
-            tick()
+    try:
+        try:
+            _wait(run, deadline, tick)
         except KeyboardInterrupt:
-            if asked:
-                say(f"Left alone: it goes on in the background. Find it again with get_run({run.id!r}).")
-                raise
-            asked = True
             run.stop(by="interrupt")
             say("Stopping after this step and a last evaluation; the model is kept. Interrupt again to leave it alone.")
+            _wait(run, deadline, tick)
+    except KeyboardInterrupt:  # the second, wherever it came
+        say(f"Left alone: it goes on in the background. Find it again with get_run({run.id!r}).")
+        raise
     state: str = run.state
     return state
+
+
+def _wait(run: Any, deadline: float, tick: Callable[[], object]) -> None:
+    while run.state != "idle" and not run.ended.is_set() and time.monotonic() < deadline:
+        run.ended.wait(min(0.2, max(0.0, deadline - time.monotonic())))  # a long wait may swallow an interrupt
+        tick()
 
 
 class Bar:

@@ -22,7 +22,7 @@ from typing import Any
 from ftnb.background import ENDED, BackgroundTraining, Record, RunError, go_on, work
 from ftnb.charts import History, history_text, plot_history
 from ftnb.events import Command, Event, Finished, read_journal, what_counts
-from ftnb.recipe import Recipe, prepare_task, training_settings, without_memory
+from ftnb.recipe import Recipe, make_learner, prepare_task, training_settings, without_memory
 from ftnb.registry import RUNS
 from ftnb.runfolder import (
     JOURNAL,
@@ -85,7 +85,7 @@ def build(recipe: Recipe, folder: Path, record: Record, *, again: bool = False) 
     """
     refuse_taken(folder) if not again else None
     task = prepare_task(recipe)
-    learner = task.learner(batch_size=recipe.batch_size, seed=recipe.seed)
+    learner = make_learner(task, recipe)
     training = Training(learner, strategy_from(recipe.strategy), **training_settings(recipe))
     named = without_memory(recipe)
     claim(folder, named.to_toml()) if not again else None
@@ -427,7 +427,8 @@ def get_run(id: str) -> Run:
 
 def current_run(key: str = "") -> Run | None:
     """The run started last under this key (without one: the last of all), or None."""
-    return RUNS.current.get(key)
+    current: Run | None = RUNS.current(key)
+    return current
 
 # %% [markdown]
 # And everything that matters is in the folder, for another day:

@@ -1,5 +1,6 @@
 """Runs: from a recipe to a folder, commands at awkward moments, interrupts, the end of a process, and reading back."""
 
+import gc
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -83,7 +85,7 @@ def test_it_is_found_again_and_read_back(recipe):
     del run
     from ftnb.registry import RUNS
 
-    RUNS.current.clear()
+    RUNS.keyed.clear()
     until(lambda: key not in RUNS.known)
     again = Run.open(folder)
     assert (again.state, again.recipe) == ("done", recipe)
@@ -220,6 +222,26 @@ def test_a_paused_run_ends_with_the_same_weights(recipe):
         until(lambda: run.state != "paused")
     run.wait()
     assert torch.equal(weights(plain.model), weights(run.model))
+
+
+def test_a_dropped_run_gives_its_memory_back(recipe):
+    """After its end, after a stop, after an error in a listener or in the training, nothing here holds the model."""
+    done, stopped, failed = Run(recipe), Run(recipe), Run(recipe)
+    done.subscribe(lambda event: 1 / 0)
+    stopped.subscribe(lambda e: stopped_ref().stop() if isinstance(e, Stepped) and e.step == 2 else None)
+    stopped_ref = weakref.ref(stopped)
+    models = []
+    for run in (done, stopped, failed):
+        run.start()
+        models.append(weakref.ref(run.task.model))
+        if run is failed:
+            run._background.training.learner.loss = None
+        run.ended.wait(60)
+    assert [run.state for run in (done, stopped, failed)] == ["done", "stopped", "failed"]
+    assert done.predict(["the film was good"]), "the model is whole"
+    del done, stopped, failed, run
+    until(lambda: gc.collect() is not None and not any(model() is not None for model in models))
+    assert current_run() is None
 
 
 def test_two_runs_at_once(recipe):
