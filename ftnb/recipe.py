@@ -30,6 +30,7 @@ __all__ = [
     "BOX_FORMAT",
     "SEPARATOR",
     "SECONDS",
+    "TOKENS",
     "SNAPSHOTS",
     "ROOM",
     "OF_TASK",
@@ -54,6 +55,7 @@ __all__ = [
     "read_word",
     "code_of",
     "prepare_task",
+    "make_learner",
     "IN_MEMORY",
     "without_memory",
     "training_settings",
@@ -87,6 +89,7 @@ BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxyn", "xywhn", "cxcywhn")
 BOX_FORMAT = text("how boxes are written, where the data does not say it", choices=BOX_FORMATS, optional=True)
 SEPARATOR = text("what stands between several labels in a cell", optional=True, example=";")
 SECONDS = number("recordings are cut to so many seconds", above=0, optional=True)
+TOKENS = whole("tokens in one micro-batch, in place of batch_size", optional=True, example=2048)
 SNAPSHOTS = whole("steps between snapshots; off: by the clock", optional=True)
 ROOM = number("room for snapshots in GB", above=0, optional=True)
 OF_TASK: Any = None  # the default is the task's own
@@ -109,6 +112,7 @@ class Recipe:
     lr: float = field(default=OF_TASK, metadata=number("peak learning rate; BERT-base: 2e-5 to 5e-5", above=0, high=10))
     num_epochs: int = field(default=OF_TASK, metadata=whole("passes over the training data"))
     batch_size: int = field(default=OF_TASK, metadata=whole("examples in one micro-batch"))
+    batch_tokens: int | None = field(default=None, metadata=TOKENS)
     accumulation: int = field(default=1, metadata=whole("micro-batches in one step"))
     max_length: int | None = field(default=None, metadata=whole("texts are cut to so many tokens", optional=True))
     label_separator: str | None = field(default=None, metadata=SEPARATOR)
@@ -277,15 +281,15 @@ def task_default(key: str, task: Any) -> Any:
     return getattr(TASKS[task if known else "text-classification"], key)
 
 
-OPTIONS = tuple(dict.fromkeys(option for entry in TASKS.values() for option in entry.options))
+OPTIONS = tuple(dict.fromkeys(option for entry in TASKS.values() for option in entry.own_settings))
 
 
 def misplaced(settings: Mapping[str, Any]) -> list[str]:
     """A problem for each setting that belongs to another task only and is not at its default."""
     entry = TASKS.get(settings["task"])
-    foreign = [key for key in OPTIONS if entry is not None and key not in entry.options]
+    foreign = [key for key in OPTIONS if entry is not None and key not in entry.own_settings]
     return [
-        f"{key} is no setting of {settings['task']}, which has {', '.join(entry.options)}; leave it out."
+        f"{key} is no setting of {settings['task']}, which has {', '.join(entry.own_settings)}; leave it out."
         for key in foreign
         if entry is not None and settings[key] != FIELDS[key].default
     ]
@@ -324,7 +328,7 @@ def read_toml(text: str) -> Recipe:
     """Read a recipe from TOML."""
     try:
         settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
         raise RecipeError(f"this is no TOML: {error}. Text needs quotes; a line reads: lr = 1e-4") from None
     return recipe_from(settings)
 
@@ -392,6 +396,16 @@ def prepare_task(recipe: Recipe) -> Any:
     prepare = task_class(recipe.task).prepare
     options = {name: getattr(recipe, name) for name in TASKS[recipe.task].options}
     return prepare(recipe.data, recipe.model, columns=recipe.columns or None, seed=recipe.seed, **options)
+
+
+def make_learner(task: Any, recipe: Recipe) -> Any:
+    """The prepared task's model, data, loss and metrics for a training, in the batches that the recipe wants.
+
+    Raises:
+        ValueError: if the longest text does not fit into `batch_tokens`.
+    """
+    options = {name: getattr(recipe, name) for name in TASKS[recipe.task].learner_options}
+    return task.learner(recipe.batch_size, seed=recipe.seed, **options)
 
 
 IN_MEMORY = "in memory: "  # stands in a run's file for data that no file can name

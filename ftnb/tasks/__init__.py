@@ -15,6 +15,7 @@ class TaskEntry:
         data: the data of a recipe that names none.
         model: the model of a recipe that names none.
         options: the settings of a recipe that this task has beside those that all have.
+        learner_options: further ones, which say how batches are made, not how data and model are prepared.
         roles: the columns that its data has.
         models: further models to suggest in a form.
         lr, num_epochs, batch_size: the numbers of a recipe that names none; they suit the built-in data and model.
@@ -29,6 +30,12 @@ class TaskEntry:
     lr: float = 5e-4
     num_epochs: int = 3
     batch_size: int = 16
+    learner_options: tuple[str, ...] = ()
+
+    @property
+    def own_settings(self) -> tuple[str, ...]:
+        """All settings of a recipe that belong to this task."""
+        return (*self.options, *self.learner_options)
 
 
 TASKS: dict[str, TaskEntry] = {
@@ -39,6 +46,7 @@ TASKS: dict[str, TaskEntry] = {
         options=("max_length", "label_separator"),
         roles=("text", "label", "text_pair"),
         models=("google-bert/bert-base-uncased", "distilbert/distilbert-base-uncased"),
+        learner_options=("batch_tokens",),
     ),
     "token-classification": TaskEntry(
         "ftnb.tasks.token_classification:TokenClassification",
@@ -49,6 +57,7 @@ TASKS: dict[str, TaskEntry] = {
         models=("google-bert/bert-base-cased", "distilbert/distilbert-base-cased"),
         lr=2e-3,
         num_epochs=10,
+        learner_options=("batch_tokens",),
     ),
     "audio-classification": TaskEntry(
         "ftnb.tasks.audio_classification:AudioClassification",
@@ -80,6 +89,7 @@ TASKS: dict[str, TaskEntry] = {
         models=("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B-Base"),
         lr=1e-3,
         num_epochs=10,
+        learner_options=("batch_tokens",),
     ),
     "image-classification": TaskEntry(
         "ftnb.tasks.image_classification:ImageClassification",

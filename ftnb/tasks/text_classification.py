@@ -369,18 +369,22 @@ class TextClassification:
         # The number of a class, or a 0 or 1 for each label.
         return self.labels.index(label) if isinstance(label, str) else [float(name in label) for name in self.labels]
 
-    def learner(self, batch_size: int = 16, seed: int = 0, num_workers: int = 0) -> Learner:
+    def learner(
+        self, batch_size: int = 16, seed: int = 0, num_workers: int = 0, batch_tokens: int | None = None
+    ) -> Learner:
         """Model, data, loss and metrics for a training.
 
         Args:
             batch_size: texts per batch; texts of similar length share a batch.
             seed: of the order of the texts.
             num_workers: processes that make batches; 0 means this one.
+            batch_tokens: in place of `batch_size` as many texts as fit into so many tokens, padding included.
         """
+        kinds: dict[str, Any] = {"max_tokens": batch_tokens, "num_workers": num_workers}
         return Learner(
             model=self.model,
-            train=self.batches("train", batch_size, shuffle=True, seed=seed, num_workers=num_workers),
-            valid=self.batches("valid", 2 * batch_size, num_workers=num_workers),
+            train=self.batches("train", batch_size, shuffle=True, seed=seed, **kinds),
+            valid=self.batches("valid", 2 * batch_size, **kinds),
             loss=self.loss,
             metrics=self.metrics(),
             new_parameters=self.new_parameters,

@@ -283,18 +283,22 @@ class TokenClassification:
     def _windows(self, sentences: Sequence[Sequence[str]]) -> tuple[list[dict[str, Any]], float]:
         return encode_words(sentences, self.tokenizer, self.max_length, self.max_length // 4)
 
-    def learner(self, batch_size: int = 16, seed: int = 0, num_workers: int = 0) -> Learner:
+    def learner(
+        self, batch_size: int = 16, seed: int = 0, num_workers: int = 0, batch_tokens: int | None = None
+    ) -> Learner:
         """Model, data, loss and metrics for a training.
 
         Args:
             batch_size: windows (texts, unless they are long) per batch; those of similar length share a batch.
             seed: of the order of the windows.
             num_workers: processes that make batches; 0 means this one.
+            batch_tokens: in place of `batch_size` as many windows as fit into so many tokens, padding included.
         """
+        kinds: dict[str, Any] = {"max_tokens": batch_tokens, "num_workers": num_workers}
         return Learner(
             model=self.model,
-            train=self.batches("train", batch_size, shuffle=True, seed=seed, num_workers=num_workers),
-            valid=self.batches("valid", 2 * batch_size, num_workers=num_workers),
+            train=self.batches("train", batch_size, shuffle=True, seed=seed, **kinds),
+            valid=self.batches("valid", 2 * batch_size, **kinds),
             loss=token_cross_entropy,
             metrics=self.metrics(),
             weight=counted_words,
