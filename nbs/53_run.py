@@ -528,7 +528,7 @@ assert found is run and run.state == "done" and run.history.best is not None
 # What is left is a folder. The recipe says what was asked for, the journal what happened, line by line:
 
 # %%
-print(*sorted(path.name for path in run.folder.iterdir()), sep="\n")
+print(*sorted(path.name for path in run.folder.iterdir() if not path.name.startswith(".")), sep="\n")
 print(*(line[:110] for line in (run.folder / "events.jsonl").read_text().splitlines() if '"changed"' in line or '"saved"' in line), sep="\n")
 
 # %% [markdown]
@@ -544,6 +544,27 @@ list(zip(ours, theirs, run.task.splits.test["label"][:4], strict=True))
 
 # %%
 assert ours == theirs
+
+# %% [markdown]
+# ## Stopped, and on again
+#
+# In the folder lie snapshots, too ([lesson 51](51_snapshots.ipynb)). A run that was stopped, that failed, or whose process was killed goes on from the newest one: `resume()`, in this process or in another one after `Run.open(folder)`. Here is one that is stopped at step 10 of 16 and told to go on. It ends with the weights of a run that nobody stopped:
+
+# %%
+def weights(run: Run) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+whole = finetune(num_epochs=2, device="cpu", progress=False)
+halted = Run(whole.recipe)
+off = halted.subscribe(lambda e: halted.stop() if isinstance(e, Stepped) and e.step == 10 else None)
+halted.start().wait()
+off()  # or it would stop itself again
+before = halted.state, halted.can_go_on, halted.last_snapshot
+halted.resume()
+before, halted.wait(), torch.equal(weights(halted), weights(whole))
+
+# %%
+assert before == ("stopped", True, 10) and torch.equal(weights(halted), weights(whole))
 
 # %% [markdown]
 # For the common case, one line is enough. It waits, with a progress bar where you want one, and a mistake in it is named before anything is loaded:
@@ -699,6 +720,6 @@ assert winner.recipe.seed in (0, 1) and winner.state == "done"
 # - A run is a recipe, a thread and a folder. What cannot work is refused before any training; what was trained is on the disk at every moment.
 # - Commands are the same from a cell, a panel and a script, and the journal names who gave them.
 # - A live learning rate scales what is to come. It does not undo what a far too high one has done.
-# - ■ in `run.wait()` means "stop and keep the model".
+# - ■ in `run.wait()` means "stop and keep the model"; `run.resume()` goes on with it.
 #
 # **What next:** lesson 56 puts buttons on it; `ftnb run recipe.toml` does the same from a terminal, and `ftnb show` draws what happened. With a real model: `finetune(data="reviews.csv", model="google-bert/bert-base-uncased", lr=3e-5)`. **Sources:** the threads named above; Python's `threading`, `signal` and `atexit`.
