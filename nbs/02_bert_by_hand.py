@@ -315,4 +315,4 @@ assert torch.equal(frozen(x, mask), frozen(x, mask)) and frozen.linear.weight.re
 # - `from_pretrained` leaves the model in evaluation mode, and your own class around it does not change that.
 # - A loop without validation, schedule, seeds and a considered rate gives *a* number, not a result.
 #
-# **What next:** lesson 10 begins to build the parts that answer these six questions; lesson 21 compares what to train. To try a real model, set `MODEL` to `google-bert/bert-base-uncased` and the rate to 2e-5. **Sources:** Devlin et al. (2019), arXiv:1810.04805; Mosbach et al. (2021), arXiv:2006.04884; Zhang et al. (2021), arXiv:2006.05987.
+# **What next:** lesson 10 begins to build the parts that answer these six questions; lesson 25 compares what to train. To try a real model, set `MODEL` to `google-bert/bert-base-uncased` and the rate to 2e-5. **Sources:** Devlin et al. (2019), arXiv:1810.04805; Mosbach et al. (2021), arXiv:2006.04884; Zhang et al. (2021), arXiv:2006.05987.

@@ -94,7 +94,7 @@ assert "fine-tuned" in card_table("builtin:bert-reviews")
 #
 # 1. **A baseline without a network**: the most frequent class, a bag of words with a logistic regression. If it is good enough, stop.
 # 2. **The head alone** (`strategy="head"`): minutes, and it tells whether the checkpoint knows anything of your subject.
-# 3. **Full fine-tuning** at a small rate. If the data is little or unlike the pretraining's, `layer-decay` or `lp-ft` change the features less ([21](21_strategies.ipynb)).
+# 3. **Full fine-tuning** at a small rate. If the data is little or unlike the pretraining's, try `layer-decay`, `lp-ft` or `gradual`: the lower layers move less or later ([25](25_more_strategies.ipynb) measures them).
 # 4. **An adapter** (`strategy="lora"`) where memory is short, or one backbone shall serve many tasks ([22](22_adapters.ipynb)). The recipe's rate stays: adapters learn at ten times of it by themselves.
 # 5. Read the errors before you change a number. More often it is the data.
 #

@@ -372,6 +372,20 @@ def micro_batches(stream: Iterator[Batch], accumulation: int, draw: Callable[[in
     return batches
 
 # %% [markdown]
+# A forward pass on a batch of garbage spoils the running statistics, and no later batch mends them: a mean that has met NaN stays NaN. `settle` puts them back.
+
+# %%
+batch_norm = nn.BatchNorm1d(4)
+work = StepInHand([], [], moving_buffers(batch_norm), num_batches=1)
+batch_norm(torch.full((8, 4), math.nan))
+spoiled = batch_norm.running_mean.clone()
+work.settle(torch.tensor(math.nan))
+spoiled, batch_norm.running_mean
+
+# %%
+assert spoiled.isnan().all() and torch.equal(batch_norm.running_mean, torch.zeros(4))
+
+# %% [markdown]
 # When memory runs out, the same gradient can be had from smaller pieces. A batch is a dictionary; everything in it that has one entry for each example is cut, the rest is left as it is.
 
 # %%
@@ -514,4 +528,4 @@ assert all(p.requires_grad == name.endswith("bias") for name, p in net.named_par
 # - Frozen means no gradient *and* evaluation mode.
 # - Randomness is set from the place in the run, so any step can be repeated.
 #
-# **What next:** lesson 17 puts these steps into a loop that can be paused, steered and stopped. **Sources:** Loshchilov and Hutter (2019), arXiv:1711.05101 (AdamW); Micikevicius et al. (2018), arXiv:1710.03740 (mixed precision); Ben Zaken et al. (2022), arXiv:2106.10199; the accumulation bug: huggingface/transformers#34191.
+# **What next:** lesson 17 plans how many of these steps there are, lesson 18 puts them into a loop that can be paused, steered and stopped. **Sources:** Loshchilov and Hutter (2019), arXiv:1711.05101 (AdamW); Micikevicius et al. (2018), arXiv:1710.03740 (mixed precision); Ben Zaken et al. (2022), arXiv:2106.10199; the accumulation bug: huggingface/transformers#34191.

@@ -357,7 +357,7 @@ class Loop:
 # %% [markdown]
 # ## Piece by piece
 #
-# A toy to look at it: points in a plane, a small network with dropout, 44 examples in batches of 8, two micro-batches to a step. Everything real (words, pictures, BERT) only changes what is inside the learner.
+# A toy to look at it: points in eight dimensions, a small network with dropout, 44 examples in batches of 8, two micro-batches to a step. Everything real (words, pictures, BERT) only changes what is inside the learner.
 
 # %%
 def points(n: int, seed: int) -> list[dict[str, Tensor]]:
@@ -523,7 +523,7 @@ f"{ratios[3]:.2f} times the bare loop (median of 7 pairs, {ratios[0]:.2f} to {ra
 # %% [markdown]
 # ## The story: half an update
 #
-# A notebook's stop button raises an exception between two Python statements. A plain optimizer updates one tensor after the other, in Python. Press at the wrong moment, and some layers have taken the step and others have not: a model that no step of training ever produced. Most trainers do not guard against it, and people report models that are unusable, or gone, after a stop (for example Lightning-AI/pytorch-lightning#19976). Here is that moment.
+# A notebook's stop button raises an exception between two Python statements. A plain optimizer updates one tensor after the other, in Python. Press at the wrong moment, and some layers have taken the step and others have not: a model that no step of training ever produced. Few loops guard against it. Lightning, since 2024, ends the whole program, so that a stop in a notebook loses what was not saved (Lightning-AI/pytorch-lightning#19976). Here is that moment.
 
 # %%
 layers = [nn.Parameter(torch.zeros(1)) for _ in range(4)]
