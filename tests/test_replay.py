@@ -68,8 +68,10 @@ def story(run: Run) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize("strategy", ["full", "lp-ft", {"name": "lora", "rank": 2}])
-@pytest.mark.parametrize("hands", HANDS)
+TWICE = [(hands, "full") for hands in HANDS] + [("everything", "lp-ft"), ("everything", {"name": "lora", "rank": 2})]
+
+
+@pytest.mark.parametrize(("hands", "strategy"), TWICE)
 def test_a_steered_run_is_done_again_bit_for_bit(recipe, hands, strategy):
     run = steered(recipe.replace(strategy=strategy), HANDS[hands])
     again = run.replay()
