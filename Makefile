@@ -11,7 +11,7 @@ JOBS ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
 .DEFAULT_GOAL := help
-.PHONY: help lab edit quickstart test test-full check export notebooks bench setup-lab setup-dev
+.PHONY: help lab edit quickstart test test-full check export notebooks bench chaos setup-lab setup-dev
 
 help:
 	@sed -n 's/^\([a-z-]*\): .*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
@@ -53,3 +53,6 @@ notebooks: setup-dev ## run the lessons whose outputs are stale, and store what 
 
 bench: setup-dev ## our figures beside a plain script's, on real input
 	@$(OFFLINE) $(PY) -m tests.bench $(ARGS)
+
+chaos: setup-dev ## what a training survives: cut power, full disks, killed processes, spoilt files
+	@$(OFFLINE) $(PY) -m tests.chaos $(ARGS)

@@ -74,6 +74,8 @@ def check_number(key: str, value: Any, rule: Rule) -> int | float:
     """Return `value` as a plain int or float within the rule's limits; True and "3" are no numbers."""
     whole = rule.kind == "whole number"
     right = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if right and isinstance(value, numbers.Integral) and not -(2**63) <= int(value) < 2**63:
+        raise RecipeError(f"{key} must be {rule.expects()}; got a whole number of more than 64 bits.")
     if right and not math.isnan(value) and _within(value, rule):
         return int(value) if whole else float(value)
     quoted = isinstance(value, str) and re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", value.strip(), re.IGNORECASE)

@@ -162,10 +162,17 @@ def _clean(value: Any, role: str, place: str) -> str:
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, str):
+        if _half_characters(value):
+            raise DataError(f"{place}: half of a character (a lone \\ud800 or its like); remove it.")
         return value.strip() if role == "label" else value
     if role != "label":
         raise DataError(f"{place}: expected text, got {type(value).__name__} {value!r}.")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _half_characters(text: str) -> bool:
+    """Whether a text holds surrogates, which no encoding can write: JSON's escapes and broken programs make them."""
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _missing_column(table: Table, role: str, name: str | int) -> str:
@@ -263,8 +270,10 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path.name}, line {number}: not JSON ({error}).") from None
+        if "\\ud" in line.lower() and _half_characters(json.dumps(row, ensure_ascii=False)):
+            raise DataError(f"{path.name}, line {number}: half of a character (a lone \\ud800 or its like); remove it.")
         if not isinstance(row, dict):
             raise DataError(f'{path.name}, line {number}: expected an object such as {{"text": …}}, got {line[:40]}.')
         rows.append(row)

@@ -258,10 +258,10 @@ class Training(Loop):
         self.optimizer, self.position = None, Position()
         if state["optimizer"] is not None:
             optimizer = self._enter(state["position"]["phase"])
-            decays = [group["weight_decay"] for group in optimizer.param_groups]
+            own_numbers = [{**group, "params": None} for group in optimizer.param_groups]
             optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-            for group, decay in zip(optimizer.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
+            for group, numbers in zip(optimizer.param_groups, own_numbers, strict=True):
+                group.update({**numbers, "params": group["params"]})  # what a phase and the settings say, not a file
         self.position = Position(**state["position"])
         self.rates, self.best = Rates(**copy.deepcopy(state["rates"])), Best(**copy.deepcopy(state["best"]))
         self.arithmetic.scaler.load_state_dict(state["scaler"])

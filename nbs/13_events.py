@@ -272,6 +272,8 @@ def _decode(name: str, annotation: Any, value: Any) -> Any:
     wants_float = annotation is float or (isinstance(value, str) and annotation == float | str | None)
     if wants_float and isinstance(value, str) and value in _NON_FINITE:
         return _NON_FINITE[value]
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise JournalError(f"field {name!r} has a whole number of more than 64 bits.")
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if annotation == tuple[str, ...] and isinstance(value, list):
@@ -292,9 +294,9 @@ def from_json(line: str) -> Event:
     """
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JournalError(f"not a line of JSON: {line[:60]!r} ({error}).") from None
-    if not isinstance(data, dict) or data.get("kind") not in KINDS:
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str) or data["kind"] not in KINDS:
         raise JournalError(f"not an event: {line[:60]!r}; expected a 'kind' out of {', '.join(KINDS)}.")
     cls = KINDS[data["kind"]]
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -368,7 +370,7 @@ def _drop_torn_line(path: Path) -> None:
 def _check_header(line: str, path: Path) -> None:
     try:
         version = json.loads(line)["schema"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         found = f"found {line[:60]!r}"
         raise JournalError(f"{path} is no journal: its first line should be {{'schema': …}}, {found}.") from None
     if not isinstance(version, int) or version > SCHEMA_VERSION:

@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import contextlib
 import hashlib
 import json
 import math
@@ -29,7 +30,9 @@ from torch import Tensor
 
 from ftnb.data import Batches
 from ftnb.durable import make_folder
+from ftnb.plan import TrainingError
 from ftnb.runfolder import write_folder
+from ftnb.state_checks import impossible, unlike
 from ftnb.step import seed_generators
 from ftnb.train import Training
 
@@ -58,6 +61,10 @@ from ftnb.train import TrainingError
 #| export
 class SnapshotError(ValueError):
     """A snapshot that cannot be written, is damaged, or belongs to another training."""
+
+
+class DamagedError(SnapshotError):
+    """A snapshot that is not what was written; an older one may do."""
 
 
 def take_apart(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
@@ -182,8 +189,8 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors wants them: on the CPU, contiguous, no two in the same memory."""
     seen: set[int] = set()
     result = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
+    for name, given in tensors.items():
+        tensor = given.detach().cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()
         result[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
@@ -195,31 +202,44 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Whatever a snapshot's content lets go wrong inside the `with` block is damage of the snapshot.
+
+    Raises:
+        DamagedError: naming the folder and the cause.
+    """
+    try:
+        yield
+    except (SnapshotError, TrainingError):
+        raise
+    except (
+        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError
+    ) as error:
+        raise DamagedError(f"{folder} cannot be read: {type(error).__name__}: {error}"[:500]) from None
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """Read what `write_state` wrote; every file is checked against its hash before it is looked at.
 
     Raises:
-        SnapshotError: if a file is missing or changed, or the format is a newer one.
+        DamagedError: if a file is missing or changed, or the format is a newer one.
     """
-    try:
+    with readable(folder):
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise SnapshotError(f"{folder} has format {manifest['format']!r}, this ftnb reads {FORMAT}. Upgrade ftnb.")
+            raise DamagedError(f"{folder} has format {manifest['format']!r}, this ftnb reads {FORMAT}. Upgrade ftnb.")
         names = {str(name) for name in manifest["files"]}
         if {path.name for path in folder.iterdir()} != names | {MANIFEST} or STATE not in names:
-            raise SnapshotError(f"{folder} does not hold the files that its {MANIFEST} names.")
+            raise DamagedError(f"{folder} does not hold the files that its {MANIFEST} names.")
         for name in sorted(names):
             if _hash(folder / name) != manifest["files"][name]:
-                raise SnapshotError(f"{folder / name} is damaged: its content is not what was written.")
+                raise DamagedError(f"{folder / name} is damaged: its content is not what was written.")
         plain = json.loads((folder / STATE).read_text(encoding="utf-8"))
         tensors: dict[str, Tensor] = {}
         for name in sorted(names - {STATE}):
             tensors |= load_file(folder / name)
         return {key: put_together(value, tensors) for key, value in plain.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        if isinstance(error, SnapshotError):
-            raise
-        raise SnapshotError(f"{folder} cannot be read: {type(error).__name__}: {error}") from None
 
 # %% [markdown]
 # ## The snapshots of a run
@@ -293,10 +313,13 @@ class Snapshots:
         for at in reversed(self.steps() if step is None else [step]):
             try:
                 state = read_state(self.path(at))
-            except SnapshotError as error:
+                with readable(self.path(at)):
+                    self._same(training, state["same"])
+                    notes = self._apply(training, state)
+            except DamagedError as error:
                 skipped.append(str(error))
                 continue
-            return Restored(at, tuple(skipped), tuple(self._apply(training, state)))
+            return Restored(at, tuple(skipped), tuple(notes))
         raise SnapshotError(" ".join([f"there is no snapshot to go on from in {self.folder}.", *skipped]))
 
     def _state(self, training: Training) -> dict[str, Any]:
@@ -315,18 +338,23 @@ class Snapshots:
             self._known = {"training": training, "weights": fingerprint(frozen), "data": data}
         return {what: self._known[what] for what in ("weights", "data")}
 
-    def _apply(self, training: Training, state: dict[str, Any]) -> list[str]:
-        """Load a state that was read; returns notes on what differs without forbidding it."""
-        mine, theirs = self._fingerprints(training), state.pop("same")
+    def _same(self, training: Training, theirs: dict[str, str]) -> None:
+        """Raise if what a snapshot does not hold is not what it was."""
+        mine = self._fingerprints(training)
         if mine["weights"] != theirs["weights"]:
             raise SnapshotError("the frozen weights are not those of the snapshot. Was the pretrained model replaced?")
         if mine["data"] != theirs["data"]:
             raise SnapshotError("the training data is not that of the snapshot. Put back the files as they were.")
-        if state.pop("best_is_here"):
-            state["best"]["weights"] = state["model"]
-        state["model"] = training.state_dict(copied=False)["model"] | state["model"]
-        then, now = state.pop("made_with"), made_with(training)
-        training.load_state_dict(state)
+
+    def _apply(self, training: Training, state: dict[str, Any]) -> list[str]:
+        """Load a state that was read; returns notes on what differs without forbidding it."""
+        names, own = trained_names(training), training.state_dict(copied=False)["model"]
+        best = {**state["best"], "weights": state["model"]} if state["best_is_here"] else state["best"]
+        training.load_state_dict({**state, "best": best, "model": own | state["model"]})
+        wrong = unlike(state["model"], own, names)
+        if problems := ([wrong] if wrong is not None else []) + list(impossible(training, names)):
+            raise ValueError(f"no training came to this: {', '.join(problems)}")
+        then, now = state["made_with"], made_with(training)
         return [f"{what}: {then.get(what)} then, {now[what]} now" for what in now if then.get(what) != now[what]]
 
     def _need_room(self, state: dict[str, Any]) -> None:

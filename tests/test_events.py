@@ -61,6 +61,9 @@ def test_every_kind_has_an_example_here():
         ('{"kind": "saved", "step": "1", "what": "best", "path": "m"}', "'step' must be int"),
         ('{"kind": "saved", "step": true, "what": "best", "path": "m"}', "'step' must be int"),
         ('{"kind": "step", "step": 1, "epoch": 0.1, "loss": "low", "lr": 1, "grad_norm": 1}', "'loss' must be float"),
+        ('{"kind": {}, "step": 1}', "not an event"),
+        ('{"kind": "saved", "step": ' + "9" * 400 + ', "what": "best", "path": "m"}', "more than 64 bits"),
+        ("[" * 100_000, "not a line of JSON"),
     ],
 )
 def test_damage_is_named(line, named):
@@ -94,7 +97,10 @@ def test_damage_in_the_middle_names_the_line(tmp_path):
         read_journal(path)
 
 
-@pytest.mark.parametrize(("text", "named"), [("", "empty"), ("hello\n", "no journal"), ('{"schema": 99}\n', "Upgrade")])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("", "empty"), ("hello\n", "no journal"), ("[" * 100_000 + "\n", "no journal"), ('{"schema": 99}\n', "Upgrade")],
+)
 def test_what_is_no_journal(tmp_path, text, named):
     path = tmp_path / "events.jsonl"
     path.write_text(text)

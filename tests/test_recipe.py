@@ -242,3 +242,17 @@ def test_each_task_brings_its_own_numbers_unless_somebody_says_others():
     assert boxes.replace(task="text-classification") == Recipe()
     assert Recipe(task="object-detection", lr=None, num_epochs=None) == boxes
     assert Recipe.from_toml('task = "object-detection"') == boxes
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("lr = " + "9" * 400, "lr must be .* more than 64 bits"),
+        ("num_epochs = " + "9" * 400, "num_epochs must be .* more than 64 bits"),
+        ("num_epochs = " + "9" * 5000, "no TOML"),
+        ("columns = " + "[" * 100_000, "no TOML"),
+    ],
+)
+def test_numbers_and_depths_beyond_reason_are_refused(text, named):
+    with pytest.raises(RecipeError, match=named):
+        Recipe.from_toml(text)

@@ -1,5 +1,6 @@
 """Snapshots: what is in them, what is checked, what stays on the disk, and going on exactly from them."""
 
+import hashlib
 import json
 import os
 import signal
@@ -171,6 +172,71 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path, damage):
     restored = snapshots.load(second)
     assert restored.step == 2
     assert "step-00000003" in restored.skipped[0]
+    assert torch.equal(finish(second), finish(first))
+
+
+def rewrite(path: Path, change) -> None:
+    """Change a snapshot's state and make its manifest right again, as a faulty program would."""
+    plain = json.loads((path / STATE).read_text())
+    change(plain)
+    (path / STATE).write_text(json.dumps(plain))
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][STATE] = hashlib.sha256((path / STATE).read_bytes()).hexdigest()
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def put(*keys: str, value):
+    """A change of the entry that keys lead to; below the first, dictionaries are pairs."""
+
+    def change(plain) -> None:
+        if len(keys) == 1:
+            plain[keys[0]] = value
+        else:
+            next(pair for pair in plain[keys[0]]["dict"] if pair[0] == keys[1])[1] = value
+
+    return change
+
+
+IMPOSSIBLE = {
+    "a step before the first": put("position", "step", value=-1),
+    "a step that is text": put("position", "step", value="3"),
+    "more batches than there are": put("position", "batch", value=10**6),
+    "a phase that there is not": put("position", "phase", value=7),
+    "no position": put("position", value=None),
+    "a rate that is text": put("rates", "lr", value="fast"),
+    "no rate": put("rates", "lr", value=float("nan")),
+    "a best value that is text": put("best", "value", value="0.9"),
+    "weights that are nowhere": put("model", "head.bias", value={"tensor": "nowhere"}),
+    "no weights": put("model", value={"dict": []}),
+    "no optimizer": put("optimizer", value=None),
+    "no moments": put("optimizer", "state", value={"dict": [[0, {"dict": []}]]}),
+    "a time that is none": put("time", value=float("inf")),
+    "settings that are none": put("settings", value=True),
+}
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE)
+def test_content_that_no_training_wrote_falls_back_too(tmp_path, change):
+    snapshots, first = three(tmp_path)
+    rewrite(snapshots.path(3), IMPOSSIBLE[change])
+    second = training()
+    restored = snapshots.load(second)
+    assert restored.step == 2
+    assert "step-00000003 cannot be read" in restored.skipped[0]
+    assert torch.equal(finish(second), finish(first))
+
+
+def test_numbers_of_the_optimizer_come_from_the_settings(tmp_path):
+    snapshots, first = three(tmp_path)
+
+    def change(plain) -> None:
+        for group in dict(plain["optimizer"]["dict"])["param_groups"]:
+            for pair in group["dict"]:
+                pair[1] = pair[1] if pair[0] == "params" else "nonsense"
+
+    rewrite(snapshots.path(3), change)
+    second = training()
+    assert snapshots.load(second).step == 3
     assert torch.equal(finish(second), finish(first))
 
 

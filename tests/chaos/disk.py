@@ -41,9 +41,13 @@ class Watched(io.FileIO):
         """Write, and note where and what; a fault lets half of it through."""
         data = bytes(data)
         begin = os.fstat(self.fileno()).st_size if "a" in self.mode else self.tell()
-        error = self._disk.error(Operation("write", self._at, begin=begin, data=data)) if not self._error else self._error
+        error = (
+            self._disk.error(Operation("write", self._at, begin=begin, data=data)) if not self._error else self._error
+        )
         self._error = None
-        if error is not None and len(data) > 1:  # as a system does it: some fits, and the rest is refused when asked for
+        if (
+            error is not None and len(data) > 1
+        ):  # as a system does it: some fits, and the rest is refused when asked for
             data, self._error = data[: len(data) // 2], error
         elif error is not None:
             raise error

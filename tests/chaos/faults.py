@@ -16,7 +16,7 @@ from torch import Tensor
 from ftnb.background import RunError
 from ftnb.events import JournalError
 from ftnb.plan import TrainingError
-from ftnb.runfolder import SNAPSHOTS
+from ftnb.runfolder import JOURNAL, SNAPSHOTS
 from ftnb.snapshots import SnapshotError, Snapshots
 from tests.chaos.disk import Disk
 from tests.chaos.power import Operation, Tree, cut
@@ -72,7 +72,7 @@ class Recorded:
     """A training that ran through under watch, with the folder it began with."""
 
     disk: Disk
-    committed: int  # the operation with which the first snapshot was certainly there; -1: it was before
+    committed: int  # the operation with which the journal says that the first snapshot is there
 
     def cut(self, at: int, random: Random, target: Path, first: Path | None) -> int:
         """Lay out what a cut leaves; returns how many steps were completed."""
@@ -91,10 +91,8 @@ def record(act: Callable[[], Any], root: Path, clock: Callable[[], int] = lambda
     with disk.watch():
         act()
     assert disk.escaped() == [], disk.escaped()
-    folder = Path("run", SNAPSHOTS)
-    syncs = [i for i, o in enumerate(disk.operations) if o.kind == "sync" and Path(o.path) == folder]
-    renamed = [i for i, o in enumerate(disk.operations) if o.kind == "rename" and Path(o.path).parent == folder]
-    return Recorded(disk, min((i for i in syncs if renamed and i > renamed[0]), default=len(disk.operations)))
+    said = (i for i, o in enumerate(disk.operations) if o.path.endswith(JOURNAL) and b'"what": "snapshot"' in o.data)
+    return Recorded(disk, next(said, len(disk.operations)))
 
 
 def power_cuts(count: Count, wanted: Tensor, random: Random, every: int = 1, **options: Any) -> None:
@@ -176,19 +174,24 @@ def cut_while_recovering(count: Count, root: Path, done: int, wanted: Tensor, ra
     shutil.rmtree(before)
 
 
-ERRORS = {"full disk": errno.ENOSPC, "read-only folder": errno.EROFS, "broken disk": errno.EIO, "no rights": errno.EACCES}
+ERRORS = {
+    "full disk": errno.ENOSPC,
+    "read-only folder": errno.EROFS,
+    "broken disk": errno.EIO,
+    "no rights": errno.EACCES,
+}
 
 
-def sick_disk(count: Count, kind: str, at: int, lasting: bool, wanted: Tensor, **options: Any) -> None:
+def sick_disk(count: Count, illness: str, at: int, lasting: bool, wanted: Tensor, **options: Any) -> None:
     """Let operation `at` of a training fail, and all later ones if it lasts; the training must come to its end.
 
     Afterwards the disk is well again, and a new training goes on from what is there.
     """
 
     def fault(number: int, operation: Operation) -> OSError | None:
-        ill = operation.kind != "unlink" or kind != "full disk"  # a full disk lets files be removed
+        ill = operation.kind != "unlink" or illness != "full disk"  # a full disk lets files be removed
         ill = ill and (number == at or (lasting and number > at)) and operation.path != "run"
-        return OSError(ERRORS[kind], os.strerror(ERRORS[kind]), operation.path) if ill else None
+        return OSError(ERRORS[illness], os.strerror(ERRORS[illness]), operation.path) if ill else None
 
     with place() as name:
         toy: Toy | None = None
@@ -198,33 +201,33 @@ def sick_disk(count: Count, kind: str, at: int, lasting: bool, wanted: Tensor, *
                 toy = fresh(Path(name, "run"), **options)
                 quietly(toy.run)
         except OSError:  # the folder of a new run cannot be made: said before any training
-            count.add(kind)
+            count.add(illness)
             return
         ended = same(toy.last, wanted) or not toy.step()  # without a journal nothing begins, and that is said
         if not ended or (toy.background.state == "failed" and not toy.background.error):
-            count.failures.append(f"{kind}, lasting={lasting}, at {at}: ended after {toy.step()} steps")
-        count.add(kind, stopped_early=int(not ended))
+            count.failures.append(f"{illness}, lasting={lasting}, at {at}: ended after {toy.step()} steps")
+        count.add(illness, stopped_early=int(not ended))
         whole = whole_steps(toy.folder)
         if whole:
             other = Count()
-            recover(other, kind, toy.folder, max(whole), True, wanted, f"lasting={lasting}, at {at}")
+            recover(other, illness, toy.folder, max(whole), True, wanted, f"lasting={lasting}, at {at}")
             count.runs_lost += other.runs_lost
             count.without_valid_snapshot += other.without_valid_snapshot
             count.failures += other.failures
         elif any(o.kind == "rename" and SNAPSHOTS in o.path for o in disk.operations):
             count.without_valid_snapshot += 1
-            count.failures.append(f"{kind}, lasting={lasting}, at {at}: no snapshot is whole")
+            count.failures.append(f"{illness}, lasting={lasting}, at {at}: no snapshot is whole")
 
 
-def sick_disks(count: Count, wanted: Tensor, every: int = 1) -> None:
+def sick_disks(count: Count, wanted: Tensor, every: int = 1, **options: Any) -> None:
     """Each kind of error at every so-manieth operation, once and lasting."""
     with place() as name:
         (Path(name) / "run").mkdir()
-        num_operations = len(record(lambda: fresh(Path(name, "run")).run(), Path(name)).disk.operations)
+        num_operations = len(record(lambda: fresh(Path(name, "run"), **options).run(), Path(name)).disk.operations)
     for number, kind in enumerate(ERRORS):
         for lasting in (False, True):
             for at in range((2 * number + lasting) % every, num_operations, every):
-                sick_disk(count, kind, at, lasting, wanted)
+                sick_disk(count, kind, at, lasting, wanted, **options)
 
 
 def damages(random: Random) -> Iterator[tuple[str, Callable[[Path], object]]]:

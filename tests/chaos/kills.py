@@ -1,4 +1,4 @@
-"""Real processes, ended by SIGKILL at random moments: a run goes on in the next process, is perhaps killed again, and so on.
+"""Real processes, ended by SIGKILL at random moments: a run goes on in the next, is killed again, and so on.
 
 A process of its own loads the libraries once and forks a child for each life of a run; it trains nothing itself.
 
