@@ -1,5 +1,5 @@
 # Exported from nbs/54_replay.py: edit the lesson, then run `make export`.
-"""A run done again from its journal, hand-made changes included; and another one branched off where it could have gone otherwise."""
+"""A run done again from its journal, hand-made changes included; and one branched off where it could go otherwise."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ from ftnb.events import (
     read_journal,
     what_counts,
 )
-from ftnb.recipe import Recipe, RecipeError, without_memory
+from ftnb.recipe import RecipeError, without_memory
 from ftnb.run import Run, RunError, begin
 from ftnb.runfolder import JOURNAL, LAST, SNAPSHOTS, branched_at, claim, model_folder, write_origin
 from ftnb.snapshots import Snapshots
@@ -163,7 +163,7 @@ def branch(run: Run, step: int | None = None, *, folder: str | os.PathLike[str] 
     recipe = run.recipe.replace(**changes)
     if fixed := [name for name in changes if name not in CHANGEABLE]:
         raise RecipeError(
-            f"{', '.join(fixed)} cannot change on the way, a snapshot depends on it; there are {', '.join(CHANGEABLE)}. "
+            f"{', '.join(fixed)} cannot change on the way, a snapshot needs it; these can: {', '.join(CHANGEABLE)}. "
             "A new run from the start: Run(run.recipe.replace(...))."
         )
     steps = Snapshots(run.folder / SNAPSHOTS).steps()

@@ -245,10 +245,10 @@ class Loop:
         parts = cut_batch(batch, self.position.parts)
         self._largest = max(map(batch_size, parts))
         for part in parts:
-            part, weight = to_device(part, self.device), self.learner.weight(part)
+            weight, on_device = self.learner.weight(part), to_device(part, self.device)
             with torch.no_grad(), self.arithmetic.autocast():
-                loss, outputs = self.learner.loss(self.model, part)
-                self.learner.metrics.update(outputs, part)
+                loss, outputs = self.learner.loss(self.model, on_device)
+                self.learner.metrics.update(outputs, on_device)
             evaluation.loss = evaluation.loss + (loss.float() * weight if weight else 0.0)
             evaluation.weight += weight
         evaluation.seconds += time.perf_counter() - begin
@@ -258,8 +258,8 @@ class Loop:
         p = self.position
         if self._largest <= 1:
             raise TrainingError(
-                f"memory is full even with one example at a time ({full.splitlines()[0]}). Use shorter inputs, a smaller "
-                "model, fewer layers to train (strategies 'head', 'top-k', 'lora'), or precision='bf16'."
+                f"memory is full even with one example at a time ({full.splitlines()[0]}). Use shorter inputs, a "
+                "smaller model, fewer layers to train (strategies 'head', 'top-k', 'lora'), or precision='bf16'."
             )
         free_cached_memory(self.device)
         old, p.parts = p.parts, 2 * p.parts

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Again, and otherwise
 #
-# > A run done again from its journal, hand-made changes included; and another one branched off where it could have gone otherwise.
+# > A run done again from its journal, hand-made changes included; and one branched off where it could go otherwise.
 #
 # At the end you can prove that a result was not luck of the moment, and answer "what if I had halved the rate there?" without starting from scratch. Runs in about 20 s on a CPU.
 
@@ -36,7 +36,7 @@ from ftnb.events import (
     read_journal,
     what_counts,
 )
-from ftnb.recipe import Recipe, RecipeError, without_memory
+from ftnb.recipe import RecipeError, without_memory
 from ftnb.run import Run, RunError, begin
 from ftnb.runfolder import JOURNAL, LAST, SNAPSHOTS, branched_at, claim, model_folder, write_origin
 from ftnb.snapshots import Snapshots
@@ -48,6 +48,7 @@ import tempfile
 import torch
 
 from ftnb.events import Stepped
+from ftnb.recipe import Recipe
 
 # %% [markdown]
 # ## A journal is a script
@@ -185,7 +186,7 @@ def branch(run: Run, step: int | None = None, *, folder: str | os.PathLike[str] 
     recipe = run.recipe.replace(**changes)
     if fixed := [name for name in changes if name not in CHANGEABLE]:
         raise RecipeError(
-            f"{', '.join(fixed)} cannot change on the way, a snapshot depends on it; there are {', '.join(CHANGEABLE)}. "
+            f"{', '.join(fixed)} cannot change on the way, a snapshot needs it; these can: {', '.join(CHANGEABLE)}. "
             "A new run from the start: Run(run.recipe.replace(...))."
         )
     steps = Snapshots(run.folder / SNAPSHOTS).steps()
@@ -325,7 +326,7 @@ assert "batch_size cannot change on the way" in message
 # %% [markdown]
 # ## The story: the setting that was ignored
 #
-# Somebody resumes with another learning rate, and the old one goes on. Loading the optimizer's state puts the old rate back into its groups, and the scheduler's state the old shape; what was typed is ignored without a word (huggingface/transformers#23099; mosaicml/composer#3154 and roboflow/rf-detr#1209 are of the same kind). In plain torch:
+# Somebody resumes with another learning rate, and the old one goes on. Loading the optimizer's state puts the old rate back into its groups, and the scheduler's state the old shape; what was typed is ignored without a word (pytorch/examples#816, huggingface/transformers#9099, mosaicml/composer#3154, roboflow/rf-detr#1209). In plain torch:
 
 # %%
 weight = torch.nn.Parameter(torch.zeros(1))
@@ -380,7 +381,7 @@ assert gentle.state == "done" and branched_at(gentle.folder) <= untouched.histor
 
 # %% [markdown]
 # ## Summary
-# - A recipe repeats a run that nobody touched; recipe and journal together repeat any run.
+# - A recipe repeats a run that nobody touched; recipe and journal together repeat one that somebody steered, within the scope of lesson 51.
 # - A replay plans the journal's commands at their steps and compares the weights.
 # - A branch starts from a snapshot with other numbers, which are in force and written down; what a snapshot depends on cannot change.
 #
