@@ -387,13 +387,15 @@ assert math.isclose(steps[150].lr / steps[149].lr, 2e-2 / 3e-3, rel_tol=0.01)
 
 # %%
 broken = toy_learner()
+broken.model.insert(1, nn.BatchNorm1d(32))
 broken.train.examples[30]["x"][:] = math.nan
 training = Training(broken, lr=1e-2, num_epochs=1, device="cpu")
 [event.message for event in training if isinstance(event, Warned)]
 
 # %%
 assert ["row 30" in event.message for event in training.log if isinstance(event, Warned)] == [True]
-assert all(torch.isfinite(p).all() for p in training.model.parameters())
+moments = [value for state in training.optimizer.state.values() for value in state.values()]
+assert all(torch.isfinite(tensor).all() for tensor in (*training.model.state_dict().values(), *moments))
 
 # %% [markdown]
 # ## Interrupting it
