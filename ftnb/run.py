@@ -81,7 +81,9 @@ def build(recipe: Recipe, folder: Path, record: Record, *, again: bool = False) 
     background.lock = hold_folder(folder)
     try:
         if again:
-            go_on(background, training, read_journal(folder / JOURNAL))
+            go_on(background, training, read_journal(folder / JOURNAL, damaged=(damaged := list[str]())))
+            for line in damaged:
+                record.warn("journal_damaged", line)
     except BaseException:
         background.lock.release()
         raise
@@ -254,7 +256,7 @@ class Run:
     def events(self) -> list[Event]:
         """Everything that happened so far, from the journal."""
         path = self.folder / JOURNAL
-        return read_journal(path) if path.exists() and path.stat().st_size else []
+        return read_journal(path, damaged=[]) if path.exists() else []
 
     @property
     def model(self) -> Any:
@@ -410,7 +412,7 @@ def open_run(folder: Path) -> Run:
     if not (folder / RECIPE).exists() or not (folder / JOURNAL).exists():
         raise RunError(f"{folder} holds no run; a run's folder has a {RECIPE} and an {JOURNAL}.")
     run = Run(Recipe.load(folder), folder)
-    events = what_counts(read_journal(folder / JOURNAL))
+    events = what_counts(read_journal(folder / JOURNAL, damaged=[]))
     run.id, run.record.history = folder.name, History.from_events(events)
     last = next((event for event in reversed(events) if isinstance(event, Finished)), None)
     if last is None:

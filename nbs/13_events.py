@@ -13,6 +13,7 @@
 import dataclasses
 import json
 import math
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class Evaluated(Event):
 #| export
 @dataclass(frozen=True, kw_only=True)
 class Saved(Event):
-    """A model or a snapshot was written: `what` is "best", "last" or "snapshot"; `path` is relative to the run's folder."""
+    """A model or a snapshot was written: `what` is "best", "last" or "snapshot"; `path` is that in the run's folder."""
 
     kind: ClassVar[str] = "saved"
     what: str
@@ -242,6 +243,10 @@ class JournalError(ValueError):
     """A journal or one of its lines cannot be read."""
 
 
+class NewerJournalError(JournalError):
+    """A journal that a newer version has written."""
+
+
 def _encode(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
@@ -329,9 +334,9 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        fresh = not self.path.exists() or self.path.stat().st_size == 0
-        if not fresh:
+        if self.path.exists():
             _drop_torn_line(self.path)
+        fresh = not self.path.exists() or self.path.stat().st_size == 0
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")
         if fresh:
             self._write(json.dumps({"schema": SCHEMA_VERSION}))
@@ -367,19 +372,24 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(end)
 
 
-def _check_header(line: str, path: Path) -> None:
+def _check_header(line: str) -> None:
     try:
-        version = json.loads(line)["schema"]
+        version = operator.index(json.loads(line)["schema"])
     except (ValueError, KeyError, TypeError, RecursionError):
         found = f"found {line[:60]!r}"
-        raise JournalError(f"{path} is no journal: its first line should be {{'schema': …}}, {found}.") from None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise JournalError(f"{path} has schema {version!r}; this ftnb reads up to {SCHEMA_VERSION}. Upgrade ftnb.")
+        raise JournalError(f"this is no journal: its first line should be {{'schema': …}}, {found}.") from None
+    if version > SCHEMA_VERSION:
+        raise NewerJournalError(f"schema {version!r}; this ftnb reads up to {SCHEMA_VERSION}. Upgrade ftnb.")
 
 # %%
 #| export
-def read_journal(path: str | os.PathLike[str]) -> list[Event]:
+def read_journal(path: str | os.PathLike[str], *, damaged: list[str] | None = None) -> list[Event]:
     """Read all events of a journal; a last line cut short by a crash is left out.
+
+    Args:
+        path: the file.
+        damaged: takes up what is wrong with lines that cannot be read, which are then passed over; without it they
+            are an error. Reading a table of results should fail; a run that can go on should not, for one line.
 
     Raises:
         JournalError: if the file is no journal, comes from a newer version, or is damaged before its last line.
@@ -389,15 +399,23 @@ def read_journal(path: str | os.PathLike[str]) -> list[Event]:
         text = file.read()
     lines = text.split("\n")
     whole = lines[:-1]  # what follows the last newline is empty, or torn
-    if not whole:
-        raise JournalError(f"{path} is empty or has no complete line; it is not a journal.")
-    _check_header(whole[0], path)
     events: list[Event] = []
-    for number, line in enumerate(whole[1:], start=2):
+    if not whole:
+        if damaged is None:
+            raise JournalError(f"{path} is empty or has no complete line; it is not a journal.")
+        damaged.append(f"{path} is empty.")
+    for number, line in enumerate(whole, start=1):
         try:
-            events.append(from_json(line))
+            if number == 1:
+                _check_header(line)
+            else:
+                events.append(from_json(line))
+        except NewerJournalError as error:
+            raise NewerJournalError(f"{path}: {error}") from None
         except JournalError as error:
-            raise JournalError(f"{path}, line {number}: {error}") from None
+            if damaged is None:
+                raise JournalError(f"{path}, line {number}: {error}") from None
+            damaged.append(f"{path}, line {number}, is passed over: {error}")
     return events
 
 # %% [markdown]
@@ -425,7 +443,8 @@ def what_counts(events: Iterable[Event]) -> list[Event]:
     kept: list[Event] = []
     for event in events:
         if isinstance(event, Changed) and event.what == "restored":
-            at = [i for i, e in enumerate(kept) if isinstance(e, Saved) and e.what == "snapshot" and e.step == event.step]
+            saved = ((i, e) for i, e in enumerate(kept) if isinstance(e, Saved) and e.what == "snapshot")
+            at = [i for i, e in saved if e.step == event.step]
             before = at[-1] if at else max((i for i, e in enumerate(kept) if e.step <= event.step), default=-1)
             kept = kept[: before + 1] + [e for e in kept[before + 1 :] if isinstance(e, Warned)]
         kept.append(event)

@@ -112,3 +112,20 @@ def test_what_is_no_journal(tmp_path, text, named):
 def test_impossible_rates_are_refused(lr):
     with pytest.raises(ValueError, match="lr must be a positive finite number"):
         SetLr(lr=lr)
+
+
+def test_a_run_passes_over_what_cannot_be_read(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text(f'{{"schema"\n{to_json(EVENTS[1])}\nrubbish\n{to_json(EVENTS[3])}\n')
+    damaged: list[str] = []
+    assert read_journal(path, damaged=damaged) == [EVENTS[1], EVENTS[3]]
+    assert ["line 1" in damaged[0], "line 3" in damaged[1]] == [True, True]
+    for torn in ("", '{"sche'):
+        path.write_text(torn)
+        assert read_journal(path, damaged=damaged) == []
+        assert "is empty" in damaged[-1]
+        Journal(path).close()
+        assert read_journal(path) == []
+    path.write_text(f'{{"schema": 99}}\n{to_json(EVENTS[1])}\n')
+    with pytest.raises(JournalError, match="Upgrade"):
+        read_journal(path, damaged=[])

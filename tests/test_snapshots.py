@@ -387,6 +387,24 @@ def test_a_killed_process_goes_on_in_another_one(recipe, tmp_path):
     assert run.history.step == 15
 
 
+def test_a_damaged_journal_does_not_keep_a_run_from_going_on(recipe, tmp_path):
+    whole = finetune(recipe, progress=False)
+    run = Run(recipe, tmp_path / "run")
+    run.subscribe(lambda e: run.stop() if isinstance(e, Stepped) and e.step == 7 else None)
+    run.start().wait()
+    lines = (run.folder / JOURNAL).read_text().split("\n")
+    lines[0], lines[4] = lines[0][3:], lines[4].replace('"', "'")
+    (run.folder / JOURNAL).write_text("\n".join(lines))
+    folder = run.folder
+    del run
+    again = Run.open(folder)
+    again.resume()
+    assert again.wait() == "done"
+    assert torch.equal(final(again), final(whole))
+    said = [e.message for e in again.events if isinstance(e, Warned) and e.code == "journal_damaged"]
+    assert ["line 1," in said[0], "line 5," in said[1]] == [True, True]
+
+
 def test_two_processes_do_not_train_in_one_folder(recipe, tmp_path):
     run = Run(recipe, tmp_path / "run")
     run.subscribe(lambda e: run.stop() if isinstance(e, Stepped) and e.step == 3 else None)

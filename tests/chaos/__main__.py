@@ -49,6 +49,7 @@ def faults_part(options: argparse.Namespace) -> Part:
     """Power cuts, sick disks, damaged files."""
     count = faults.faults_table(options.seed, options.tiny)
     runs.cut_runs(count, Random(options.seed), 2 if options.tiny else 40)
+    runs.damaged_journals(count, Random(options.seed), 1 if options.tiny else 5)
     return told(count), {"by_kind": count.by_kind, "stopped_early": count.stopped_early}
 
 

@@ -7,12 +7,12 @@ from random import Random
 import torch
 from torch import Tensor
 
-from ftnb.events import JournalError, Stepped, read_journal
+from ftnb.events import Stop
 from ftnb.recipe import Recipe, RecipeError
 from ftnb.replay import weights_of
 from ftnb.run import Run
 from ftnb.runfolder import JOURNAL
-from tests.chaos.faults import FAMILIES, Count, place, record
+from tests.chaos.faults import FAMILIES, Count, damages, place, record
 from tests.chaos.toy import whole_steps
 from tests.tiny import tiny_bert, write_csv
 
@@ -33,15 +33,6 @@ def last_weights(folder: Path) -> Tensor:
     return torch.cat([tensor.flatten() for _, tensor in sorted(weights_of(folder).items())])
 
 
-def steps_in(folder: Path) -> int:
-    """The last step that a run's journal knows of, 0 if there is none that can be read."""
-    try:
-        events = read_journal(folder / JOURNAL)
-    except (OSError, JournalError):
-        return 0
-    return max((event.step for event in events if isinstance(event, Stepped)), default=0)
-
-
 def cut_runs(count: Count, random: Random, number: int) -> None:
     """Cut the power at random operations of a real run, and go on with it as a person would."""
     with place() as name:
@@ -55,7 +46,7 @@ def cut_runs(count: Count, random: Random, number: int) -> None:
         for at in sorted(random.sample(range(recorded.committed + 1, len(operations)), number)):
             target = root / f"cut-{at}"
             done = recorded.cut(at, random, target, None)
-            go_on(count, target / "run", done, wanted, f"{operations[at].kind} {operations[at].path}")
+            go_on(count, target / "run", done, wanted, f"cut at {operations[at].kind} {operations[at].path}")
             shutil.rmtree(target)
 
 
@@ -72,6 +63,25 @@ def go_on(count: Count, folder: Path, done: int, wanted: Tensor, what: str) -> N
     except (*FAMILIES, RecipeError) as error:
         problem = f"{type(error).__name__}: {error}"
     if problem or without:
-        count.failures.append(f"real run, cut at {what}, after {done} steps: {problem or 'no valid snapshot'}")
+        count.failures.append(f"real run, {what}, after {done} steps: {problem or 'no valid snapshot'}")
     intervals = max(0, -(-(done - restored) // EVERY)) if not problem else 0
     count.add("real run", runs_lost=int(bool(problem)), without_valid_snapshot=without, intervals_lost_max=intervals)
+
+
+def damaged_journals(count: Count, random: Random, rounds: int) -> None:
+    """Damage the journal of a run that was stopped, which then goes on."""
+    with place() as name:
+        root = Path(name)
+        recipe = tiny_recipe(root / "place", num_epochs=2)
+        whole, stopped = Run(recipe, root / "whole"), Run(recipe, root / "stopped")
+        whole.start().wait()
+        stopped.plan([(2 * EVERY + 1, Stop()), (2 * EVERY + 1, Stop())])
+        stopped.start().wait()
+        for number in range(rounds):
+            for kind, damage in damages(random):
+                if kind != "missing":  # without a journal a folder is no run
+                    folder = root / f"{kind}-{number}"
+                    shutil.copytree(stopped.folder, folder)
+                    damage(folder / JOURNAL)
+                    go_on(count, folder, 2 * EVERY + 1, last_weights(whole.folder), f"{kind} of the journal")
+                    shutil.rmtree(folder)
