@@ -47,7 +47,7 @@ def take_apart(value: Any) -> tuple[list[Tensor], Any]:
     return tensors, template
 
 
-def _dict_maker(value: dict[Any, Any]) -> Callable[[list[Any]], Any]:
+def _dict_maker(value: Any) -> Callable[[list[Any]], Any]:
     of, keys = type(value), list(value)
     if dataclasses.is_dataclass(value):  # an output of transformers
         return lambda items: of(**dict(zip(keys, items, strict=True)))

@@ -52,7 +52,7 @@ def _where(learner: Learner, indices: list[int], arithmetic: Arithmetic) -> str:
     if not _finite(loss):
         return "all layers' outputs are finite, the loss computed from them is not"
     trained = [(name, p) for name, p in learner.model.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [p for _, p in trained], allow_unused=True)
+    gradients: Any = torch.autograd.grad(loss, [p for _, p in trained], allow_unused=True)  # None where unused
     broken = [name for (name, _), g in zip(trained, gradients, strict=True) if g is not None and not _finite(g)]
     if broken:
         return f"the loss is finite, the gradient of {broken[-1]} is not"

@@ -35,6 +35,18 @@ class Request:
     by: str
 
 
+_COMMANDS = {of.__name__: of for of in (SetLr, SetParts, Evaluate, Stop)}  # those that may wait for a step
+
+
+def _as_data(command: Command) -> dict[str, Any]:
+    return {"kind": type(command).__name__, **asdict(command)}
+
+
+def _command(data: dict[str, Any]) -> Command:
+    fields = {name: value for name, value in data.items() if name != "kind"}
+    return _COMMANDS[data["kind"]](**fields)
+
+
 class Training(Loop):
     """Train a learner; iterate over it to get its events.
 
@@ -226,6 +238,7 @@ class Training(Loop):
             "model": keep(self._tensors()),
             "optimizer": keep(optimizer),
             "scaler": self.arithmetic.scaler.state_dict(),
+            "planned": [asdict(r) | {"command": _as_data(r.command)} for r in self._later if r.at is not None],
             "time": self.clock(),
         }
 
@@ -266,6 +279,7 @@ class Training(Loop):
         self.rates, self.best = Rates(**copy.deepcopy(state["rates"])), Best(**copy.deepcopy(state["best"]))
         self.arithmetic.scaler.load_state_dict(state["scaler"])
         self.buffer.waiting.clear()
+        self._later = [Request(_command(r["command"]), r["at"], r["by"]) for r in state["planned"]]
         self.reason, self.stopping, self.evaluation_asked, self._bad_steps = None, False, False, 0
         self._began = time.perf_counter() - state["time"]
         for name, old in differs.items():

@@ -145,7 +145,7 @@ class SplitFilling:
             self._alike.setdefault(tuple((name, t.shape[1:]) for name, t in tensors.items()), []).append(i)
             self._digest.update(repr((i, [(name, t.dtype, t.shape) for name, t in tensors.items()])).encode())
             for tensor in tensors.values():
-                self._digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+                self._digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
             self._lighten(i, example)
             self._seen += 1
         if self._seen < len(self._order):

@@ -70,6 +70,20 @@ def test_a_live_rate_and_the_best_model_travel_with_it(tmp_path):
     assert torch.equal(finish(second), finish(whole))
 
 
+def test_what_was_planned_for_later_travels_with_it(tmp_path):
+    whole, first = training(), training()
+    for one in (whole, first):
+        one.request(SetLr(lr=3e-2), at=9, by="plan")
+        one.request(Stop(), at=15, by="plan")
+        for _ in range(4):
+            one.step()
+    Snapshots(tmp_path).save(first)
+    second = training()
+    Snapshots(tmp_path).load(second)
+    assert torch.equal(finish(second), finish(whole))
+    assert (second.reason, second.position.step) == ("stopped", 15)
+
+
 def test_in_the_middle_of_a_step_it_is_the_last_completed_one(tmp_path):
     """BatchNorm's statistics have moved by then; what is written is what they were."""
     whole, first = training(accumulation=3), training(accumulation=3)
