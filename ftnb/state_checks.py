@@ -37,6 +37,11 @@ def impossible(training: Training, names: set[str]) -> Iterator[str]:
         yield f"the best weights ({wrong})"
     if not all(_moments(p, kept) for p, kept in (training.optimizer.state if training.optimizer else {}).items()):
         yield "what the optimizer keeps"
+    groups = {None, *(group.name for phase in training.phases for group in phase.groups)}
+    if not all(
+        _count(r.at) and type(r.by) is str and getattr(r.command, "group", None) in groups for r in training._later
+    ):
+        yield "what is planned"
     if not math.isfinite(training.clock()):
         yield "the time"
 

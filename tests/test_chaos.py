@@ -9,8 +9,9 @@ import pytest
 
 from ftnb.snapshots import Snapshots
 from tests.chaos import __main__ as chaos
+from tests.chaos.count import Count, place
 from tests.chaos.disk import Disk
-from tests.chaos.faults import Count, place, power_cuts, record, sick_disks
+from tests.chaos.faults import power_cuts, record, sick_disks
 from tests.chaos.power import Operation, Tree, cut
 from tests.chaos.toy import fresh, reference
 

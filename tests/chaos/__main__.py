@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from tests.chaos import faults, kills, mutations, numbers, peers, replays, resume, runs
-from tests.chaos.faults import Count
+from tests.chaos.count import Count
 
 HERE = Path(__file__).parent
 

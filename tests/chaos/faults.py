@@ -3,9 +3,8 @@
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,58 +12,13 @@ from unittest import mock
 
 from torch import Tensor
 
-from ftnb.background import RunError
-from ftnb.events import JournalError
-from ftnb.plan import TrainingError
+from ftnb.events import Stop
 from ftnb.runfolder import JOURNAL, SNAPSHOTS
-from ftnb.snapshots import SnapshotError, Snapshots
+from ftnb.snapshots import Snapshots
+from tests.chaos.count import FAMILIES, Count, place
 from tests.chaos.disk import Disk
 from tests.chaos.power import Operation, Tree, cut
 from tests.chaos.toy import EVERY, Toy, fresh, quietly, reference, same, whole_steps
-
-FAMILIES = (SnapshotError, JournalError, TrainingError, RunError, OSError)
-
-
-@dataclass
-class Count:
-    """What came of the faults; the first four are those of `chaos.json`.
-
-    Attributes:
-        injected: faults tried.
-        runs_lost: a snapshot was committed, and the training could not go on, or ended with other weights.
-        without_valid_snapshot: after the first was committed, there was a moment without one that can be read.
-        intervals_lost_max: of the work between two snapshots, how much had to be done again at most.
-        stopped_early: a training that did not come to its end though only the disk was ill.
-        by_kind: faults tried, by kind.
-        failures: what went wrong, for whoever mends it.
-    """
-
-    injected: int = 0
-    runs_lost: int = 0
-    without_valid_snapshot: int = 0
-    intervals_lost_max: int = 0
-    stopped_early: int = 0
-    by_kind: dict[str, int] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-
-    def add(self, kind: str, **what: int) -> None:
-        """Count one fault; `lost` intervals are a maximum, the rest sums."""
-        self.injected += 1
-        self.by_kind[kind] = self.by_kind.get(kind, 0) + 1
-        for name, number in what.items():
-            largest = name == "intervals_lost_max"
-            setattr(self, name, max(getattr(self, name), number) if largest else getattr(self, name) + number)
-
-    def figures(self) -> dict[str, int]:
-        """The entries of `chaos.json`."""
-        names = ("injected", "runs_lost", "without_valid_snapshot", "intervals_lost_max")
-        return {name: getattr(self, name) for name in names}
-
-
-def place() -> tempfile.TemporaryDirectory[str]:
-    """A folder for trainings, in memory where there is such a file system."""
-    memory = Path("/dev/shm")
-    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() and os.access(memory, os.W_OK) else None)
 
 
 @dataclass
@@ -249,7 +203,7 @@ def damaged_files(count: Count, wanted: Tensor, random: Random, rounds: int = 1)
     """Damage each file of the newest snapshot of a training that was broken off; the one before must do."""
     with place() as name:
         toy = fresh(Path(name, "run"))
-        toy.training.request(_stop(), at=2 * EVERY + 1)
+        toy.training.request(Stop(), at=2 * EVERY + 1)
         toy.run()
         newest = Snapshots(toy.folder / SNAPSHOTS).steps()[-1]
         files = sorted(path.name for path in Snapshots(toy.folder / SNAPSHOTS).path(newest).iterdir())
@@ -263,17 +217,12 @@ def damaged_files(count: Count, wanted: Tensor, random: Random, rounds: int = 1)
                     shutil.rmtree(copy)
 
 
-def _stop() -> Any:
-    from ftnb.events import Stop
-
-    return Stop()
-
-
 def faults_table(seed: int = 0, tiny: bool = False) -> Count:
     """All of the above."""
     count, wanted, random = Count(), reference(), Random(seed)
-    power_cuts(count, wanted, random, every=40 if tiny else 1)
+    for _ in range(1 if tiny else 2):
+        power_cuts(count, wanted, random, every=40 if tiny else 1)
     power_cuts(count, wanted, random, every=80 if tiny else 2, keep=1)
-    sick_disks(count, wanted, every=60 if tiny else 6)
-    damaged_files(count, wanted, random, rounds=1)
+    sick_disks(count, wanted, every=60 if tiny else 5)
+    damaged_files(count, wanted, random, rounds=1 if tiny else 5)
     return count

@@ -24,7 +24,7 @@ from ftnb.events import JournalError, Stepped, read_journal, what_counts
 from ftnb.recipe import Recipe
 from ftnb.run import Run
 from ftnb.runfolder import JOURNAL
-from tests.chaos.faults import Count, place
+from tests.chaos.count import Count, place
 from tests.chaos.runs import EVERY, last_weights, tiny_recipe
 from tests.chaos.toy import whole_steps
 

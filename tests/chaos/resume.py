@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftnb.events import SetLr
+from ftnb.events import Command, SetLr, SetParts
 from ftnb.snapshots import Snapshots
 from ftnb.strategies import strategy_from
 from ftnb.tasks import task_class
@@ -31,7 +31,7 @@ class Case:
         strategy: as a recipe names it.
         settings: of the training.
         cached: whether the output of frozen layers is kept.
-        live_lr: whether the rate is changed by hand, two steps before it is left.
+        live: a command that is given by hand, two steps before it is left.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Case:
     strategy: Any = "full"
     settings: dict[str, Any] = field(default_factory=dict)
     cached: bool = False
-    live_lr: bool = False
+    live: Command | None = None
 
 
 def pictures(name: str, augment: str, workers: int) -> Case:
@@ -49,23 +49,25 @@ def pictures(name: str, augment: str, workers: int) -> Case:
     return Case(name, "image-classification", {"augment": augment}, {"num_workers": workers})
 
 
+RATE = SetLr(1e-3)
 CASES = (
     Case("plain (length buckets)"),
     Case("accumulation of 3", settings={"accumulation": 3}),
-    Case("accumulation of 3, live rate", settings={"accumulation": 3}, live_lr=True),
+    Case("accumulation of 3, live rate", settings={"accumulation": 3}, live=RATE),
     pictures("pictures", "none", 0),
     pictures("augmentation, 0 workers", "strong", 0),
     pictures("augmentation, 2 workers", "strong", 2),
     Case("2 workers", learner={"num_workers": 2}),
-    Case("live rate", live_lr=True),
+    Case("live rate", live=RATE),
+    Case("batches in 2 parts", live=SetParts(2)),
     Case("lp-ft", strategy="lp-ft"),
-    Case("lp-ft, live rate", strategy="lp-ft", live_lr=True),
+    Case("lp-ft, live rate", strategy="lp-ft", live=RATE),
     Case("gradual", strategy="gradual"),
     Case("lora", strategy={"name": "lora", "rank": 2}),
     Case("reinit", strategy="reinit"),
     Case("trunk cache, head", strategy="head", cached=True),
     Case("trunk cache, lp-ft", strategy="lp-ft", cached=True),
-    Case("trunk cache, gradual, live rate", strategy="gradual", cached=True, live_lr=True),
+    Case("trunk cache, gradual, live rate", strategy="gradual", cached=True, live=RATE),
 )
 
 
@@ -90,20 +92,19 @@ def build(case: Case, place: tuple[str, str]) -> Training:
     return Training(learner, strategy_from(case.strategy), cache=cache, **settings)
 
 
-def walk(training: Training, steps: int | None, live_lr_at: int | None = None) -> Training:
-    """Train for some steps, or to the end."""
+def walk(training: Training, steps: int | None, live: Command | None = None, at: int = -1) -> Training:
+    """Train for some steps, or to the end; a command is given after step `at`."""
     while not training.finished and (steps is None or training.position.step < steps):
-        if training.position.step == live_lr_at:
-            training.request(SetLr(1e-3))
+        if live is not None and training.position.step == at:
+            training.request(live)
         training.step()
     return training
 
 
 def max_abs_diff(case: Case, place: tuple[str, str], at: int) -> float:
     """How far apart the weights end, with a break after `at` steps and without."""
-    change = at - 2 if case.live_lr else None
-    whole = walk(build(case, place), None, change)
-    first = walk(build(case, place), at, change)
+    whole = walk(build(case, place), None, case.live, at - 2)
+    first = walk(build(case, place), at, case.live, at - 2)
     assert not first.finished
     assert 0 < first.position.batch < first.plan.num_batches, "a break in the middle of an epoch is wanted"
     with tempfile.TemporaryDirectory() as folder:

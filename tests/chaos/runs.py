@@ -12,7 +12,8 @@ from ftnb.recipe import Recipe, RecipeError
 from ftnb.replay import weights_of
 from ftnb.run import Run
 from ftnb.runfolder import JOURNAL
-from tests.chaos.faults import FAMILIES, Count, damages, place, record
+from tests.chaos.count import FAMILIES, Count, place
+from tests.chaos.faults import damages, record
 from tests.chaos.toy import whole_steps
 from tests.tiny import tiny_bert, write_csv
 
