@@ -103,6 +103,20 @@ def run(
 
 
 @app.command()
+def estimate(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe's file (`ftnb recipe` prints one).")] = None,
+    settings: Settings = None,
+) -> None:
+    """Say what a recipe will need before it starts: memory, and time. Weights are not downloaded."""
+    chosen = read_recipe(recipe, settings)
+    from ftnb.forecast import forecast
+
+    typer.echo(chosen.code())
+    with mistakes():
+        typer.echo(forecast(chosen))
+
+
+@app.command()
 def resume(
     run: Annotated[str, typer.Argument(help="A run's folder, or its name below runs/; without it the newest.")] = "",
 ) -> None:
