@@ -491,7 +491,7 @@ refused
 assert "accumulation" in refused[0] and "training data" in refused[1]
 
 # %% [markdown]
-# And what a disk gives back damaged is noticed and passed over. One bit of the newest snapshot is flipped here:
+# And what a disk gives back damaged is noticed and passed over; so is content that no training could have come to, since a hash proves that a file is what was written, not that it makes sense. One bit of the newest snapshot is flipped here:
 
 # %%
 for _ in range(5):
@@ -619,7 +619,7 @@ assert table["ours (keep 1)"][0] == table["ours (keep 1)"][1] >= 8
 assert all(good < total for good, total in (table["one, written over"], table["room first (keep 1)"]))
 
 # %% [markdown]
-# `make chaos` does the same with thousands of injected faults: full disks, torn files, flipped bits, read-only folders, and real kills of whole runs.
+# A photograph shows what a killed *process* leaves. A power cut takes more: of what was not synced, any part may be missing, and a new name in a folder is certain only when the folder itself was synced. `make chaos` notes every operation of a training and builds what each cut could leave, by POSIX's rules alone; that found three names that were not certain (a new run's recipe, its journal, the folder of its snapshots), and they are synced now. It also injects full disks, torn files, flipped bits and read-only folders, and kills whole runs for real; the figures are in `tests/chaos/chaos.json`.
 #
 # ## What it costs
 #
