@@ -51,7 +51,7 @@ notebooks: setup-dev ## run the lessons whose outputs are stale, and store what 
 	@$(PY) -m tools.export
 	@$(PY) -m tools.notebooks $(ARGS)
 
-bench: setup-dev ## our figures beside a plain script's, on real input
+bench: setup-dev ## the engine beside others: figures into tests/bench/bench.json (ARGS="--part overhead")
 	@$(OFFLINE) $(PY) -m tests.bench $(ARGS)
 
 chaos: setup-dev ## what a training survives: cut power, full disks, killed processes, spoilt files

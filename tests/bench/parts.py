@@ -126,10 +126,9 @@ def of_import(s: Setup) -> Any:
 
 
 def of_estimate(s: Setup) -> Any:
-    if importlib.util.find_spec("tests.bench.estimate") is None:
+    if s.tiny or importlib.util.find_spec("tests.bench.estimate") is None:  # it forks, and has tests of its own
         return None
-    table = importlib.import_module("tests.bench.estimate").estimate_table
-    return table(tiny=True) if s.tiny else table()
+    return importlib.import_module("tests.bench.estimate").estimate_table(say=s.say)
 
 
 def of_plain_script(s: Setup) -> Any:
