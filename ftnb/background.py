@@ -317,7 +317,8 @@ def take_snapshot(background: BackgroundTraining, training: Training) -> None:
         for event in training.advance() if training.outbox else []:
             take(background, event)
         path = snapshots.save(training)
-        record.add(Saved(step=step, time=record.seconds(), what="snapshot", path=f"{snapshots.folder.name}/{path.name}"))
+        place = f"{snapshots.folder.name}/{path.name}"
+        record.add(Saved(step=step, time=record.seconds(), what="snapshot", path=place))
         record.sync()
     except Exception as error:  # noqa: BLE001  # as with a model: the training is worth more
         record.warn("not_saved", f"no snapshot could be written at step {step}: {error}")
@@ -344,7 +345,7 @@ def go_on(background: BackgroundTraining, training: Training, events: list[Event
     for path in restored.skipped:
         record.warn("snapshot_damaged", f"went back to an older snapshot: {path}")
     for note in restored.notes:
-        record.warn("not_the_same", f"the result may differ in its last bits from a training without the break. {note}.")
+        record.warn("not_the_same", f"the result may differ in its last bits from one without the break. {note}.")
     back = Changed(step=restored.step, time=record.seconds(), what="restored", old=last, new=restored.step)
     record.add(back)
     kept = what_counts([*events, back])

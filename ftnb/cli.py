@@ -143,7 +143,7 @@ def replay(
     run: Annotated[str, typer.Argument(help="A run's folder, or its name below runs/; without it the newest.")] = "",
     folder: Annotated[Path | None, typer.Option(help="Where to keep the new run; a new one below runs/.")] = None,
 ) -> None:
-    """Do a run again from its journal, hand-made changes included, and compare the weights (exit code 1: they differ)."""
+    """Do a run again from its journal, hand-made changes included; exit code 1 if its weights differ."""
     from ftnb.run import Run, RunError
 
     try:

@@ -1,8 +1,8 @@
 """A run's folder on disk: where it lies, what it is called, and how a model gets into it without ever being half there.
 
 `recipe.toml` holds what was asked for, `events.jsonl` what happened, `model/` the best model so far (it loads with
-`from_pretrained`), `model-last/` the model as it was at the end, and `snapshots/` what a training needs to go on. A lock
-of the operating system says whether a process trains there; it ends with the process, however that ends.
+`from_pretrained`), `model-last/` the model as it was at the end, and `snapshots/` what a training needs to go on. A
+lock of the operating system says whether a process trains there; it ends with the process, however that ends.
 """
 
 import json

@@ -43,12 +43,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 
 from ftnb.events import Changed, Stepped, read_journal, what_counts
-from ftnb.train import TrainingError
 
 # %% [markdown]
 # ## What has to be in it
@@ -453,7 +453,7 @@ place = Path(tempfile.mkdtemp())
 (place / "toy.py").write_text(TOY)
 (place / "script.py").write_text(SCRIPT)
 sys.path.insert(0, str(place))
-from toy import toy_training
+toy_training = import_module("toy").toy_training
 
 training = toy_training()
 for _ in range(30):

@@ -253,7 +253,7 @@ class Run:
         self._command("evaluate", by=by)
 
     def plan(self, commands: Iterable[tuple[int, Command]], *, by: str = "plan") -> None:
-        """Give commands that each take effect once so many steps are completed, exactly there; also before the start."""
+        """Give commands, also before the start, that each take effect once so many steps are completed."""
         self._command("plan", tuple(commands), by=by)
 
     def wait(self, timeout: float | None = None) -> str:

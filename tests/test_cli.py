@@ -186,7 +186,6 @@ def test_stop_resume_replay_and_branch(place, ftnb, tmp_path):
     run = Run(Recipe.load(place / "recipe.toml").replace(num_epochs=3, snapshot_every=4, keep_snapshots=5), folder)
     run.subscribe(lambda event: run.stop() if (event.kind, event.step) == ("step", 6) else None)
     run.start().wait()
-    del run
     code, out, err = ftnb("resume", "mine")
     assert (code, err) == (0, "")
     assert out.startswith("going on after step 6")

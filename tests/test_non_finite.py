@@ -99,7 +99,7 @@ def test_weights_that_were_broken_before_are_named():
 
 
 def test_looking_changes_nothing():
-    """Modes, random numbers and gradients are as they were; the rest of the training is that without the example's step."""
+    """Modes and gradients are as they were."""
     training = Training(poisoned(17), **FAST)
     modes = []
     for event in training:

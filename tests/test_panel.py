@@ -608,7 +608,7 @@ class TestARunThatCanGoOn:
         panel = Panel(key="gone", run=stopped)
         Path(stopped.recipe.data).unlink()
         panel.buttons["pause"].click()
-        until(lambda: stopped.ended.is_set())
+        until(stopped.ended.is_set)
         panel.refresh()
         assert stopped.state == "failed"
         assert "r.csv" in panel.error.value
