@@ -25,7 +25,7 @@ def impossible(training: Training, names: set[str]) -> Iterator[str]:
     yield from _position(training)
     own: Any = training.rates.own  # read from a file: of any type
     best, peaks = training.best, [training.rates.lr, *(own.values() if isinstance(own, dict) else [None])]
-    if not all(_number(peak) and 0 < peak < math.inf for peak in peaks):
+    if not all(_number(peak) and 0 < peak < 1e9 for peak in peaks):
         yield "a learning rate"
     kinds = type(best.value) in (int, float, type(None)) and type(best.step) in (int, type(None))
     if not kinds or (best.value is None) != (best.step is None) or not _count(best.misses):

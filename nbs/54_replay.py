@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
+from ftnb.durable import make_folder
 from ftnb.events import (
     Changed,
     Command,
@@ -29,6 +30,7 @@ from ftnb.events import (
     Event,
     Finished,
     Journal,
+    JournalError,
     Saved,
     SetLr,
     SetParts,
@@ -38,7 +40,7 @@ from ftnb.events import (
 )
 from ftnb.recipe import RecipeError, without_memory
 from ftnb.run import Run, RunError, begin
-from ftnb.runfolder import JOURNAL, LAST, SNAPSHOTS, branched_at, claim, model_folder, write_origin
+from ftnb.runfolder import JOURNAL, LAST, SNAPSHOTS, branched_at, claim, model_folder, write_folder, write_origin
 from ftnb.snapshots import Snapshots
 from ftnb.waiting import wait_for
 
@@ -64,16 +66,21 @@ def script_of(events: Iterable[Event]) -> list[tuple[int, Command]]:
 
     Args:
         events: as `read_journal` gives them; what a return to a snapshot has undone does not count.
+
+    Raises:
+        JournalError: if an event says that something impossible was set.
     """
     events = what_counts(events)
     script: list[tuple[int, Command]] = []
     for i, event in enumerate(events):
         if not isinstance(event, Changed) or event.by in ("strategy", "settings"):
             continue
-        if event.what == "lr" and isinstance(event.new, int | float):
-            script.append((event.step, SetLr(event.new, event.group)))
-        elif event.what == "parts" and isinstance(event.new, int | float):
-            script.append((event.step, SetParts(int(event.new))))
+        if event.what in ("lr", "parts") and isinstance(event.new, int | float):
+            try:
+                command = SetLr(event.new, event.group) if event.what == "lr" else SetParts(int(event.new))
+            except (ValueError, OverflowError) as error:  # a damaged journal
+                raise JournalError(f"{event.what} after step {event.step}: {error}") from None
+            script.append((event.step, command))
         elif event.what == "evaluate":
             done = (e.step for e in events[i:] if isinstance(e, Evaluated))
             script.append((next(done, event.step), Evaluate()))
@@ -204,7 +211,8 @@ def start_from(run: Run, other: Run, step: int) -> None:
     claim(other.folder, without_memory(other.recipe).to_toml())
     try:
         source, target = (Snapshots(of.folder / SNAPSHOTS).path(step) for of in (run, other))
-        shutil.copytree(source, target)
+        make_folder(target.parent)
+        write_folder(lambda part: shutil.copytree(source, part, dirs_exist_ok=True), target)
         write_origin(other.folder, run.id, step)
         journal = Journal(other.folder / JOURNAL)
         for event in upto(read_journal(run.folder / JOURNAL), step, run.id):

@@ -5,7 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftnb.events import Changed, Evaluate, Evaluated, Finished, Saved, SetLr, SetParts, Stepped, Stop, Warned
+from ftnb.events import (
+    Changed,
+    Evaluate,
+    Evaluated,
+    Finished,
+    JournalError,
+    Saved,
+    SetLr,
+    SetParts,
+    Stepped,
+    Stop,
+    Warned,
+)
 from ftnb.recipe import Recipe, RecipeError
 from ftnb.replay import difference, overlay, replay, script_of, weights_of
 from ftnb.run import Run, RunError, finetune
@@ -113,6 +125,9 @@ def test_a_script_says_when_things_took_effect():
         Finished(step=5, reason="stopped"),
     ]
     assert script_of(events) == [(2, SetLr(2e-3, "head")), (3, Evaluate()), (3, SetParts(2)), (5, Stop())]
+    for what, nonsense in (("lr", 0), ("lr", float("nan")), ("parts", 0), ("parts", float("inf"))):
+        with pytest.raises(JournalError, match=f"{what} after step 1"):
+            script_of([changed(1, what, new=nonsense)])
     failed = [*events[:-2], Finished(step=4, reason="failed")]
     assert script_of(failed)[-2:] == [(4, Stop()), (4, Stop())]
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,7 @@ IMPOSSIBLE = {
     "a phase that there is not": put("position", "phase", value=7),
     "no position": put("position", value=None),
     "a rate that is text": put("rates", "lr", value="fast"),
+    "a rate beyond all floats": put("rates", "lr", value=2**2000),
     "no rate": put("rates", "lr", value=float("nan")),
     "a best value that is text": put("best", "value", value="0.9"),
     "weights that are nowhere": put("model", "head.bias", value={"tensor": "nowhere"}),
@@ -408,10 +410,9 @@ def test_a_damaged_journal_does_not_keep_a_run_from_going_on(recipe, tmp_path):
     run.start().wait()
     lines = (run.folder / JOURNAL).read_text().split("\n")
     lines[0], lines[4] = lines[0][3:], lines[4].replace('"', "'")
-    (run.folder / JOURNAL).write_text("\n".join(lines))
-    folder = run.folder
-    del run
-    again = Run.open(folder)
+    shutil.copytree(run.folder, tmp_path / "copy")
+    (tmp_path / "copy" / JOURNAL).write_text("\n".join(lines))
+    again = Run.open(tmp_path / "copy")
     again.resume()
     assert again.wait() == "done"
     assert torch.equal(final(again), final(whole))

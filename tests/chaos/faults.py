@@ -12,7 +12,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from ftnb.events import Stop
+from ftnb.events import Stepped
 from ftnb.runfolder import JOURNAL, SNAPSHOTS
 from ftnb.snapshots import Snapshots
 from tests.chaos.count import FAMILIES, Count, place
@@ -203,7 +203,10 @@ def damaged_files(count: Count, wanted: Tensor, random: Random, rounds: int = 1)
     """Damage each file of the newest snapshot of a training that was broken off; the one before must do."""
     with place() as name:
         toy = fresh(Path(name, "run"))
-        toy.training.request(Stop(), at=2 * EVERY + 1)
+        end = 2 * EVERY + 1
+        toy.background.record.subscribe(
+            lambda e: toy.background.stop() if isinstance(e, Stepped) and e.step == end else None
+        )
         toy.run()
         newest = Snapshots(toy.folder / SNAPSHOTS).steps()[-1]
         files = sorted(path.name for path in Snapshots(toy.folder / SNAPSHOTS).path(newest).iterdir())

@@ -7,7 +7,7 @@ from random import Random
 import torch
 from torch import Tensor
 
-from ftnb.events import Stop
+from ftnb.events import Stepped
 from ftnb.recipe import Recipe, RecipeError
 from ftnb.replay import weights_of
 from ftnb.run import Run
@@ -76,7 +76,8 @@ def damaged_journals(count: Count, random: Random, rounds: int) -> None:
         recipe = tiny_recipe(root / "place", num_epochs=2)
         whole, stopped = Run(recipe, root / "whole"), Run(recipe, root / "stopped")
         whole.start().wait()
-        stopped.plan([(2 * EVERY + 1, Stop()), (2 * EVERY + 1, Stop())])
+        end = 2 * EVERY + 1
+        stopped.subscribe(lambda e: stopped.stop() if isinstance(e, Stepped) and e.step == end else None)
         stopped.start().wait()
         for number in range(rounds):
             for kind, damage in damages(random):
