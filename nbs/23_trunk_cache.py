@@ -457,7 +457,8 @@ def plan_cache(
     name, num_bytes = cut_name(learner, cut), filling.bytes_of(learner.train, learner.valid, picks)
     if speedup(share, num_epochs) < min_speedup:
         frozen = f"{name}, all that is frozen at the bottom, is {share:.1%} of a step's work"
-        raise NoCache(f"{frozen}, and the phase has {num_epochs:.3g} epoch{'s' * (num_epochs != 1)}: too little to save.")
+        epochs = f"{num_epochs:.3g} epoch{'s' * (num_epochs != 1)}"
+        raise NoCache(f"{frozen}, and the phase has {epochs}: too little to save.")
 
     def same_without(light: list[Any]) -> bool:
         try:
