@@ -19,6 +19,7 @@ from ftnb.run import ENDED, Run, RunError, current_run
 from ftnb.runfolder import BEST
 from ftnb.widgets.chart import LiveChart
 from ftnb.widgets.controls import button, heed_the_page, line, log_slider, row, say, say_code, set_log, stack, styles
+from ftnb.widgets.foresight import Foresight
 from ftnb.widgets.form import RecipeForm
 from ftnb.widgets.svg import format_number
 from ftnb.widgets.tryout import Tryout
@@ -149,10 +150,10 @@ class Panel:
         text = "Set the run's peak learning rate, from the next step on; the schedule's shape goes on"
         self.lr = log_slider("lr", "live rate", text, (recipe or Recipe()).lr, label_width="60px")
         self.chart = LiveChart(on_poll=self.refresh)
-        self.form = RecipeForm(recipe or Recipe(), self._edited)
+        self.form, self.need = RecipeForm(recipe or Recipe(), self._edited), Foresight()
         self.tryout = Tryout(self._try)
         controls = row(*self.buttons.values(), self.lr, classes=["ftnb-buttons"])
-        lines = (self.here, self.code, controls, self.status, self.error, self.chart.fallback)
+        lines = (self.here, self.need.line, self.code, controls, self.status, self.error, self.chart.fallback)
         self.widget = stack(styles(), self.form.widget, *lines, self.tryout.widget, classes=["ftnb-panel"])
         heed_the_page(self.widget)
         self._connect()
@@ -176,6 +177,7 @@ class Panel:
         if self.run is not None and self.run.state not in (*ENDED, "idle"):
             raise RunError(f"run {self.run.id} is still {self.run.state}; stop it before starting another.")
         run = Run(self.recipe, key=self.key)
+        self.need.settle()
         run.start(prepare_in_thread=prepare_in_thread)
         self.run, self._refused = run, ""
         with self._lock:
@@ -256,6 +258,7 @@ class Panel:
             recipe = self.form.recipe()
             say(self.here, f"Here: {device_line(recipe)}.", quiet=True)
             say_code(self.code, "The same in code:", recipe.code())
+            self.need.ask(recipe)
             self._refused = ""
         except ValueError as error:
             self._refused = str(error)
@@ -283,6 +286,8 @@ class Panel:
     def _ipython_display_(self) -> None:
         display(self.widget)
         self.chart.show()
+        with contextlib.suppress(ValueError):  # the form says what is wrong
+            self.need.show(self.recipe if self.run is None or self.run.state in ENDED else None)
 
     def __repr__(self) -> str:
         return f"Panel of {self.run!r}" if self.run is not None else f"Panel for {self.recipe.code()}"
