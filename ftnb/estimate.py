@@ -32,6 +32,8 @@ __all__ = [
     "longest_batch",
     "num_shapes",
     "PhaseMemory",
+    "StepMemory",
+    "count_step",
     "count_phase",
     "count_phases",
     "Overheads",
@@ -101,6 +103,48 @@ class PhaseMemory:
         return sum(self.parts.values())
 
 
+@dataclass(frozen=True)
+class StepMemory:
+    """What a step left in a ledger: bytes kept for the backward pass, of gradients, and of the moments they bring."""
+
+    activations: int
+    gradients: int
+    moments: int
+
+def count_step(
+    model: nn.Module, phase: Phase, learner: Learner, arithmetic: Arithmetic, settings: Settings, ledger: Ledger
+) -> StepMemory:
+    """Compute the micro-batches of a step (two are enough: in the second, the first one's gradients are there).
+
+    The model keeps the phase's modes and flags, and no gradients.
+    """
+    set_trainable(phase)
+    set_modes(model, phase, settings.batch_norm)
+    model.zero_grad(set_to_none=True)
+    hooks = [p.register_post_accumulate_grad_hook(partial(_note_gradient, ledger)) for p in phase.trainable]
+    batch, activations = longest_batch(learner.train), 0
+    with ledger:
+        for tensor in (*model.parameters(), *model.buffers()):
+            ledger.note(tensor, "weights")
+        before = moving_buffers(model)
+        for _ in range(min(2, settings.accumulation)):
+            with arithmetic.autocast():
+                loss, outputs = learner.loss(model, to_device(batch, arithmetic.device))
+            activations = activations or ledger.live["activations"]
+            arithmetic.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            del loss, outputs
+        del before
+    for hook in hooks:
+        hook.remove()
+    sizes = [p.grad.untyped_storage().nbytes() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return StepMemory(activations, sum(sizes), 2 * sum(sizes) + 4 * len(sizes))  # AdamW counts steps in 4 bytes
+
+def _note_gradient(ledger: Ledger, parameter: nn.Parameter) -> None:
+    if parameter.grad is not None:
+        ledger.note(parameter.grad, "gradients")
+
+
 def count_phase(
     model: nn.Module,
     phase: Phase,
@@ -112,69 +156,42 @@ def count_phase(
     """Go through a step and an evaluation batch of a phase with a ledger.
 
     Args:
-        model: the model, or a twin of it without numbers; it keeps the phase's modes and flags.
+        model: the model, or a twin of it without numbers; it keeps the phase's flags, and eval mode.
         phase: of this model.
         learner: gives batches and loss.
         arithmetic: device and precision.
         settings: accumulation, fixed BatchNorm.
         beside: bytes that lie in main memory all the time, by kind: the copy of the "best weights", and others.
     """
-    device = arithmetic.device
-    set_trainable(phase)
-    set_modes(model, phase, settings.batch_norm)
-    model.zero_grad(set_to_none=True)
+    device, passes = arithmetic.device, min(2, settings.accumulation)
     ledger = Ledger(device, block=512 if device.type == "cuda" else 1)
-    hooks = [p.register_post_accumulate_grad_hook(partial(_note_gradient, ledger)) for p in phase.trainable]
-    with ledger:
-        for tensor in (*model.parameters(), *model.buffers()):
-            ledger.note(tensor, "weights")
-        before = moving_buffers(model)
-        batch, activations = longest_batch(learner.train), 0
-        for _ in range(min(2, settings.accumulation)):  # in the second, the first one's gradients are there
-            with arithmetic.autocast():
-                loss, outputs = learner.loss(model, to_device(batch, device))
-            activations = activations or ledger.live["activations"]
-            arithmetic.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            del loss, outputs
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        step, freed, programs = dict(ledger.at_peak), ledger.freed, len(ledger.programs)
-        passes = min(2, settings.accumulation)
-        size = sum(g.untyped_storage().nbytes() for g in gradients)
-        moments = 2 * size + 4 * len(gradients)
-        del gradients, before, batch
-        model.zero_grad(set_to_none=True)
-        model.eval()
-        ledger.forget_peak()
-        so_far = ledger.flops
-        with torch.no_grad(), arithmetic.autocast():
-            result = learner.loss(model, to_device(longest_batch(learner.valid), device))
-        evaluation = dict(ledger.at_peak)
-        del result
-    for hook in hooks:
-        hook.remove()
-    weights = ledger.live["weights"]
-    always = {"moments": moments, **(beside if device.type == "cpu" else {})}
+    step = count_step(model, phase, learner, arithmetic, settings, ledger)
+    of_step, freed, programs, flops = dict(ledger.at_peak), ledger.freed, len(ledger.programs), ledger.flops
+    batch = longest_batch(learner.valid)
+    model.eval()
+    ledger.forget_peak()
+    with ledger, torch.no_grad(), arithmetic.autocast():
+        result = learner.loss(model, to_device(batch, device))
+    del result
+    always = {"moments": step.moments, **(beside if device.type == "cpu" else {})}
     twice = {name: n * (1 + (name == "best weights")) for name, n in always.items()}  # the old copy and the new one
+    weights = {"weights": ledger.live["weights"]}
     return PhaseMemory(
         phase.name,
-        weights,
-        size,
-        moments,
-        activations,
+        weights["weights"],
+        step.gradients,
+        step.moments,
+        step.activations,
         {
-            "a step": {**step, **always},
-            "the update": {"weights": weights, "gradients": size, **always},
-            "an evaluation": {**evaluation, **always},
-            "keeping the best": {"weights": weights, **twice},
+            "a step": {**of_step, **always},
+            "the update": {**weights, "gradients": step.gradients, **always},
+            "an evaluation": {**ledger.at_peak, **always},
+            "keeping the best": {**weights, **twice},
         },
         (freed // passes, ledger.freed - freed),
         (programs, len(ledger.programs) - programs),
-        (so_far // passes, ledger.flops - so_far),
+        (flops // passes, ledger.flops - flops),
     )
-
-def _note_gradient(ledger: Ledger, parameter: nn.Parameter) -> None:
-    if parameter.grad is not None:
-        ledger.note(parameter.grad, "gradients")
 
 
 def count_phases(learner: Learner, strategy: Strategy, settings: Settings, device: torch.device) -> list[PhaseMemory]:
@@ -224,8 +241,8 @@ class Overheads:
         return int(self.share * peak + self.hole * min(churn, 4 * peak) + self.program * programs + self.least)
 
 MAX_PROGRAMS = 1024  # oneDNN keeps no more
-# Fitted to 130 trainings of development seeds on a CPU, each in a process of its own.
-CPU_POINT, CPU_BOUND = Overheads(1.05, 0.08, 0.3e6, 10e6), Overheads(1.3, 0.3, 1.2e6, 50e6)
+# Fitted to 86 trainings of development seeds on a CPU, each in a process of its own.
+CPU_POINT, CPU_BOUND = Overheads(1.0, 0.24, 0.12e6, 0.0), Overheads(1.25, 0.45, 0.7e6, 20e6)
 # On a CUDA GPU the allocator is torch's own and the workspace of cuBLAS is in it; these are from its documentation.
 GPU_POINT, GPU_BOUND = Overheads(1.0, 0.0, 0.0, 8.5e6), Overheads(1.1, 0.0, 0.0, 100e6)
 

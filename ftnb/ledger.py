@@ -108,6 +108,10 @@ def _without_values(func: Any, args: Any) -> Any:
                 known = torch.ones(index.shape, dtype=torch.bool) if isinstance(index, FakeTensor) else index
                 places += [i.to(args[0].device) for i in known.nonzero(as_tuple=True)]
         return func(args[0], places, *args[2:])
+    if func is aten.nonzero.default:
+        return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
+    if func.name() == "torchvision::nms":  # boxes that overlap others are dropped: at most none
+        return args[0].new_empty(len(args[0]), dtype=torch.long)
     if func is aten._ctc_loss.Tensor:  # the table of log-probabilities has 2 × (longest target) + 1 columns
         num_frames, num_examples, _ = args[0].shape
         table = (num_examples, num_frames, 2 * int(args[3].max()) + 1)
@@ -176,7 +180,8 @@ def twin_of(
     """
     twin = copy.deepcopy(model, _shapes_only(model, device))
     try:
-        return twin, strategy.phases(twin, new_parameters)
+        with torch.random.fork_rng(devices=[]):  # added weights are real, and start from random numbers
+            return twin, strategy.phases(twin, new_parameters)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, ValueError) and "swap" not in str(error):  # torch cannot move fake parameters in place
             raise

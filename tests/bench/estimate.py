@@ -8,9 +8,12 @@ over what it was before the model was made. Configurations are drawn from a seed
 
 import ctypes
 import gc
+import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -347,6 +350,32 @@ def estimate_table(
         the "configs", by how much the bound is above what was measured ("bound_over_measured", a median ratio), the
         slowest estimate's "seconds", and "by_family" and "by_strategy" the median errors.
     """
+    arguments = {"configs": configs, "seed": seed, "least": least, "most": most, "most_flops": most_flops}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.bench.estimate", json.dumps(arguments)]
+    root, result = Path(__file__).parents[2], ""  # a process that trained before cannot fork
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=one_thread()) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            say(result.rstrip()) if result else None
+            result = line
+    if process.returncode:
+        raise RuntimeError(f"the measuring process ended with {process.returncode}: {result}")
+    table: dict[str, Any] = json.loads(result)
+    return table
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of the measuring process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def table_of(configs: int, seed: int, least: float, most: float, most_flops: float) -> dict[str, Any]:
+    """`estimate_table`, in this process, which must not have trained."""
+    torch.set_num_threads(1)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     transformers.utils.logging.set_verbosity_error()
     limits = SimpleNamespace(least=least, most=most, most_flops=most_flops)
     found = list(rows(configs, seed, say, limits))
@@ -372,3 +401,7 @@ def estimate_table(
         "by_strategy": median_by("strategy"),
         "by_precision": median_by("precision"),
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(table_of(**json.loads(sys.argv[1]))), flush=True)
