@@ -15,6 +15,7 @@ import json
 import math
 import operator
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,7 +196,7 @@ class SetLr:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        if type(self.lr) not in (int, float) or not 0 < self.lr < math.inf:
+        if type(self.lr) not in (int, float) or not 0 < self.lr <= sys.float_info.max:  # a whole number may be larger
             raise ValueError(f"lr must be a positive finite number, got {self.lr!r}.")
 
 

@@ -108,7 +108,7 @@ def test_what_is_no_journal(tmp_path, text, named):
         read_journal(path)
 
 
-@pytest.mark.parametrize("lr", [0, -1.0, math.nan, math.inf, True, "1e-3"])
+@pytest.mark.parametrize("lr", [0, -1.0, math.nan, math.inf, 10**400, True, "1e-3"])
 def test_impossible_rates_are_refused(lr):
     with pytest.raises(ValueError, match="lr must be a positive finite number"):
         SetLr(lr=lr)
