@@ -1,5 +1,5 @@
 # Exported from nbs/24_estimate.py: edit the lesson, then run `make export`.
-"""What a training will need, counted before it starts: weights, gradients, moments, activations, and what a process adds."""
+"""What a training will need, counted before it starts: weights, gradients, moments, activations, and the rest."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,6 @@ from ftnb.step import (
     Learner,
     Phase,
     Strategy,
-    build_optimizer,
     moving_buffers,
     set_modes,
     set_trainable,
@@ -71,8 +70,8 @@ class PhaseMemory:
         gradients: of what trains and is reached by a gradient.
         moments: AdamW's state.
         activations: what the forward pass of a micro-batch keeps for the backward pass, the batch included.
-        moments_of: what is alive, by kind, at the peak of a step, of the update, of an evaluation and of keeping the best.
-        churn: bytes that came and went in blocks below 32 MiB, in a micro-batch and in an evaluation batch.
+        moments_of: bytes alive, by kind, at the peak of a step, the update, an evaluation and keeping the best.
+        churn: bytes that came and went in blocks below 32 MiB, in a micro-batch and an evaluation batch.
         programs: different shapes of bf16 products on a CPU, in a step and in an evaluation batch.
         flops: multiplications and additions of a micro-batch and of an evaluation batch.
     """
@@ -131,7 +130,7 @@ def count_step(
             with arithmetic.autocast():
                 loss, outputs = learner.loss(model, to_device(batch, arithmetic.device))
             activations = activations or ledger.live["activations"]
-            arithmetic.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            arithmetic.scaler.scale(loss).backward()
             del loss, outputs
         del before
     for hook in hooks:
@@ -217,7 +216,8 @@ def count_phases(learner: Learner, strategy: Strategy, settings: Settings, devic
 
 def _largest(phases: Sequence[Phase]) -> list[Phase]:
     sets = [frozenset(phase.trainable) for phase in phases]
-    return [p for i, p in enumerate(phases) if not any(sets[i] < s or (sets[i] == s and j < i) for j, s in enumerate(sets))]
+    inside = [any(of < s or (of == s and j < i) for j, s in enumerate(sets)) for i, of in enumerate(sets)]
+    return [phase for phase, is_inside in zip(phases, inside, strict=True) if not is_inside]
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,8 @@ def estimate(learner: Learner, strategy: Strategy, settings: Settings | None = N
     Args:
         learner: its model may be on the meta device, without weights; it stays as it is. A batch is collated.
         strategy: which layer groups train.
-        settings: the numbers; keyword arguments change single ones.
+        settings: the numbers.
+        **changes: single ones of them, such as `accumulation=4`.
 
     Raises:
         ValueError: if the strategy does not fit the model, or the device is not there.

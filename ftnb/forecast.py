@@ -52,7 +52,8 @@ class Forecast:
     def line(self) -> str:
         """One sentence."""
         e = self.estimate
-        room = {True: "", None: " (it may be too much)", False: " (more than is free)"}[self.fits if self.free else True]
+        words = {True: "", None: " (it may be too much)", False: " (more than is free)"}
+        room = words[self.fits if self.free else True]
         lasts = f", about {duration(self.seconds)}" if self.seconds is not None else ""
         return f"Will need about {in_words(e.point)} of memory, at most {in_words(e.bound)}{room}{lasts}."
 
@@ -111,7 +112,7 @@ def prepare_without_weights(recipe: Recipe) -> Any:
         return prepare_task(recipe)
     options = {name: getattr(recipe, name) for name in TASKS[recipe.task].options}
     problem: Exception | None = None
-    for place in (torch.device("meta"), nullcontext()):  # a model that computes with numbers while it is made needs some
+    for place in (torch.device("meta"), nullcontext()):  # some models compute with numbers while they are made
         try:
             with place:
                 return task_class(recipe.task).prepare(

@@ -40,7 +40,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device, block: int = 1) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.device, self.block = device, block
         self.live: defaultdict[str, int] = defaultdict(int)
         self.total = self.peak = self.freed = self.flops = 0
@@ -98,7 +98,7 @@ class Ledger(TorchDispatchMode):
 
 
 def _without_values(func: Any, args: Any) -> Any:
-    """What an operation gives whose shape depends on values; None for all others. An unknown mask counts as all true."""
+    """What an operation gives whose shape depends on values (an unknown mask is all true); None for all others."""
     if func in _BY_MASK and any(i is not None and i.dtype == torch.bool for i in args[1]):
         places: list[Any] = []
         for index in args[1]:

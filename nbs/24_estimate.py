@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Memory and time before you start
 #
-# > What a training will need, counted before it starts: weights, gradients, moments, activations, and what a process adds.
+# > What a training will need, counted before it starts: weights, gradients, moments, activations, and the rest.
 #
 # At the end you can say where a training's memory goes and which choice changes which part, derive what a transformer block keeps for the backward pass and check it by counting, and estimate a training's peak without its weights. Runs in about 40 s on a CPU.
 
@@ -30,7 +30,6 @@ from ftnb.step import (
     Learner,
     Phase,
     Strategy,
-    build_optimizer,
     moving_buffers,
     set_modes,
     set_trainable,
@@ -46,7 +45,7 @@ import textwrap
 import matplotlib.pyplot as plt
 from accelerate.utils import calculate_maximum_sizes
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification
 from transformers.models.bert.modeling_bert import BertLayer
 
 from ftnb.adapters import LoRA
@@ -150,7 +149,7 @@ def ledger_of(learner: Learner, model: nn.Module) -> tuple[int, int]:
     with Ledger(torch.device("cpu")) as ledger:
         for parameter in model.parameters():
             ledger.note(parameter, "weights")
-        loss, outputs = learner.loss(model.train(), batch)
+        loss, _ = learner.loss(model.train(), batch)
         kept = ledger.live["activations"]
         loss.backward()
     return kept, ledger.peak
@@ -213,8 +212,8 @@ class PhaseMemory:
         gradients: of what trains and is reached by a gradient.
         moments: AdamW's state.
         activations: what the forward pass of a micro-batch keeps for the backward pass, the batch included.
-        moments_of: what is alive, by kind, at the peak of a step, of the update, of an evaluation and of keeping the best.
-        churn: bytes that came and went in blocks below 32 MiB, in a micro-batch and in an evaluation batch.
+        moments_of: bytes alive, by kind, at the peak of a step, the update, an evaluation and keeping the best.
+        churn: bytes that came and went in blocks below 32 MiB, in a micro-batch and an evaluation batch.
         programs: different shapes of bf16 products on a CPU, in a step and in an evaluation batch.
         flops: multiplications and additions of a micro-batch and of an evaluation batch.
     """
@@ -274,7 +273,7 @@ def count_step(
             with arithmetic.autocast():
                 loss, outputs = learner.loss(model, to_device(batch, arithmetic.device))
             activations = activations or ledger.live["activations"]
-            arithmetic.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            arithmetic.scaler.scale(loss).backward()
             del loss, outputs
         del before
     for hook in hooks:
@@ -362,7 +361,8 @@ def count_phases(learner: Learner, strategy: Strategy, settings: Settings, devic
 
 def _largest(phases: Sequence[Phase]) -> list[Phase]:
     sets = [frozenset(phase.trainable) for phase in phases]
-    return [p for i, p in enumerate(phases) if not any(sets[i] < s or (sets[i] == s and j < i) for j, s in enumerate(sets))]
+    inside = [any(of < s or (of == s and j < i) for j, s in enumerate(sets)) for i, of in enumerate(sets)]
+    return [phase for phase, is_inside in zip(phases, inside, strict=True) if not is_inside]
 
 # %% [markdown]
 # ## What saves what
@@ -461,7 +461,8 @@ def estimate(learner: Learner, strategy: Strategy, settings: Settings | None = N
     Args:
         learner: its model may be on the meta device, without weights; it stays as it is. A batch is collated.
         strategy: which layer groups train.
-        settings: the numbers; keyword arguments change single ones.
+        settings: the numbers.
+        **changes: single ones of them, such as `accumulation=4`.
 
     Raises:
         ValueError: if the strategy does not fit the model, or the device is not there.

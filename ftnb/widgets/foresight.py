@@ -39,7 +39,7 @@ class Foresight:
                 self._thread.start()
 
     def settle(self) -> None:
-        """Let go of what was asked, and wait until nothing is counted: a training wants the random numbers to itself."""
+        """Forget what was asked, and wait until nothing is counted: a training wants the random numbers to itself."""
         with self._lock:
             self._asked, thread = None, self._thread
         if thread is not None:

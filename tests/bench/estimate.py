@@ -134,7 +134,9 @@ def model_of(c: Configuration) -> nn.Module:
         return ResNetForImageClassification(ResNetConfig(embedding_size=c.width, num_labels=10, **kinds))
     convolutions = {"conv_dim": (c.width // 2,) * 7, "num_conv_pos_embeddings": 32, "num_conv_pos_embedding_groups": 4}
     return Wav2Vec2ForSequenceClassification(
-        Wav2Vec2Config(vocab_size=32, num_labels=10, mask_time_prob=0.0, classifier_proj_size=c.width, **common, **convolutions)
+        Wav2Vec2Config(
+            vocab_size=32, num_labels=10, mask_time_prob=0.0, classifier_proj_size=c.width, **common, **convolutions
+        )
     )
 
 
