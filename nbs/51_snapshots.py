@@ -202,6 +202,13 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _whole(digits: str) -> int:
+    """A whole number of 64 bits at most; a larger one is no state's, and would surface in some later calculation."""
+    if not -(2**63) <= (number := int(digits)) < 2**63:
+        raise ValueError("a whole number of more than 64 bits")
+    return number
+
+
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
     """Whatever a snapshot's content lets go wrong inside the `with` block is damage of the snapshot.
@@ -235,7 +242,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         for name in sorted(names):
             if _hash(folder / name) != manifest["files"][name]:
                 raise DamagedError(f"{folder / name} is damaged: its content is not what was written.")
-        plain = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        plain = json.loads((folder / STATE).read_text(encoding="utf-8"), parse_int=_whole)
         tensors: dict[str, Tensor] = {}
         for name in sorted(names - {STATE}):
             tensors |= load_file(folder / name)

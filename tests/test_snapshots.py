@@ -221,6 +221,7 @@ IMPOSSIBLE = {
     "a rate that is text": put("rates", "lr", value="fast"),
     "a rate beyond all floats": put("rates", "lr", value=2**2000),
     "no rate": put("rates", "lr", value=float("nan")),
+    "a best value beyond all floats": put("best", "value", value=2**2000),
     "a best value that is text": put("best", "value", value="0.9"),
     "weights that are nowhere": put("model", "head.bias", value={"tensor": "nowhere"}),
     "no weights": put("model", value={"dict": []}),
