@@ -243,7 +243,7 @@ def test_an_error_does_not_keep_the_memory_of_the_failed_batch(tmp_path):
     learner.loss = failing
     background = make(tmp_path, learner).start()
     assert finish(background) == "failed"
-    until(lambda: not any(t.name.startswith("ftnb-") for t in threading.enumerate()))
+    until(lambda: f"ftnb-{tmp_path.name}" not in {t.name for t in threading.enumerate()})
     gc.collect()
     assert kept[0]() is None
 
