@@ -348,5 +348,5 @@ class _Epoch:
         return self.batches.collate(many(wanted) if callable(many) else [examples[i] for i in wanted])
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(batch: Any) -> Any:
     return batch
