@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from ftnb.data import Batches
 from ftnb.devices import choose_device, choose_precision, to_device
 from ftnb.ledger import Ledger, shares, twin_of, with_numbers
+from ftnb.nested import tensors_in
 from ftnb.plan import Settings
 from ftnb.step import (
     Arithmetic,
@@ -121,14 +122,16 @@ def count_step(
     set_modes(model, phase, settings.batch_norm)
     model.zero_grad(set_to_none=True)
     hooks = [p.register_post_accumulate_grad_hook(partial(_note_gradient, ledger)) for p in phase.trainable]
-    batch, activations = longest_batch(learner.train), 0
+    batch, activations = to_device(longest_batch(learner.train), arithmetic.device), 0
     with ledger:
         for tensor in (*model.parameters(), *model.buffers()):
             ledger.note(tensor, "weights")
+        for tensor in tensors_in(batch):
+            ledger.note(tensor)
         before = moving_buffers(model)
         for _ in range(min(2, settings.accumulation)):
             with arithmetic.autocast():
-                loss, outputs = learner.loss(model, to_device(batch, arithmetic.device))
+                loss, outputs = learner.loss(model, batch)
             activations = activations or ledger.live["activations"]
             arithmetic.scaler.scale(loss).backward()
             del loss, outputs
@@ -166,11 +169,13 @@ def count_phase(
     ledger = Ledger(device, block=512 if device.type == "cuda" else 1)
     step = count_step(model, phase, learner, arithmetic, settings, ledger)
     of_step, freed, programs, flops = dict(ledger.at_peak), ledger.freed, len(ledger.programs), ledger.flops
-    batch = longest_batch(learner.valid)
+    batch = to_device(longest_batch(learner.valid), device)
     model.eval()
+    for tensor in tensors_in(batch):
+        ledger.note(tensor)
     ledger.forget_peak()
     with ledger, torch.no_grad(), arithmetic.autocast():
-        result = learner.loss(model, to_device(batch, device))
+        result = learner.loss(model, batch)
     del result
     always = {"moments": step.moments, **(beside if device.type == "cpu" else {})}
     twice = {name: n * (1 + (name == "best weights")) for name, n in always.items()}  # the old copy and the new one
