@@ -102,7 +102,7 @@ def test_a_program_that_makes_room_first_is_caught():
     power_cuts(count, reference(), Random(0), every=9, kind=MakesRoomFirst)
     assert count.without_valid_snapshot > 0
     count = Count()
-    sick_disks(count, reference(), every=40, kind=MakesRoomFirst)
+    sick_disks(count, reference(), every=150, kind=MakesRoomFirst)
     assert count.without_valid_snapshot > 0
 
 
