@@ -114,8 +114,11 @@ def wait_until(run: Run, reached: Callable[[Run], bool]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("ending", ["done", "paused", "stopped"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
+WAYS = [(strategy, "done") for strategy in STRATEGIES]
+WAYS += [(strategy, ending) for strategy in ("full", "lora") for ending in ("paused", "stopped")]
+
+
+@pytest.mark.parametrize(("strategy", "ending"), WAYS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_runs_by_every_strategy_to_every_end(tiny, tmp_path, task, strategy, ending):
     own = tiny[task]
