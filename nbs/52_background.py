@@ -35,7 +35,7 @@ from ftnb.events import (
     Warned,
     what_counts,
 )
-from ftnb.runfolder import JOURNAL, MODEL_FOLDERS, write_model
+from ftnb.runfolder import JOURNAL, MODEL_FOLDERS, SNAPSHOTS, write_model
 from ftnb.snapshots import Restored, Snapshots
 from ftnb.train import Training
 
@@ -404,8 +404,8 @@ def go_on(background: BackgroundTraining, training: Training, events: list[Event
         SnapshotError: if there is none that is whole, or data or frozen weights are others now.
     """
     record = background.record
-    assert background.snapshots is not None
-    restored = background.snapshots.load(training)
+    snapshots = background.snapshots or Snapshots(background.folder / SNAPSHOTS)  # also of one that takes none
+    restored = snapshots.load(training)
     last = max((event.step for event in events), default=0)
     background.timer.step = record.step = restored.step
     record.open(background.folder / JOURNAL, training.clock)

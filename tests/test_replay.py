@@ -228,3 +228,11 @@ def test_a_stopped_branch_goes_on(recipe):
     branch.wait()
     assert difference(whole.folder, branch.folder) == 0.0
     assert [e for e in branch.events if isinstance(e, Saved) and e.what == "snapshot"]
+
+
+def test_a_branch_may_take_no_snapshots_of_its_own(recipe):
+    whole = finetune(recipe, progress=False)
+    branch = whole.branch(4, keep_snapshots=0)
+    assert branch.wait() == "done"
+    assert difference(whole.folder, branch.folder) == 0.0
+    assert Snapshots(branch.folder / SNAPSHOTS).steps() == [4]
