@@ -1,8 +1,12 @@
-"""What a recipe will need, said before it starts: memory by lesson 24's count, and time by a short dry run."""
+"""What a recipe will need, said before it starts: memory by lesson 24's count, and time by a short dry run.
 
+With a trunk cache (lesson 23) it also says what each phase's cache will hold and save.
+"""
+
+import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,12 @@ from ftnb.estimate import Estimate, estimate, longest_batch
 from ftnb.ledger import shares, with_numbers
 from ftnb.plan import Plan, Settings
 from ftnb.pretrained import ModelError, find_model
-from ftnb.recipe import Recipe, prepare_task, training_settings
-from ftnb.step import Arithmetic, Learner, build_optimizer, set_modes, set_trainable
+from ftnb.recipe import Recipe, make_learner, prepare_task, training_settings
+from ftnb.step import Arithmetic, Learner, Phase, build_optimizer, set_modes, set_trainable
 from ftnb.strategies import NamedStrategy, strategy_from
 from ftnb.tasks import TASKS, task_class
+from ftnb.train import Training
+from ftnb.trunk_cache import Saving, TrunkCache, savings
 from ftnb.trunk_fill import in_words
 
 SMALL = 200e6  # bytes of a checkpoint on disk; below it, the weights are read: they say which layers start new
@@ -35,38 +41,57 @@ class Forecast:
         free: bytes of memory that are free on the device now; None where the system does not say.
         seconds: about how long it will train and evaluate; None if that is not known.
         num_steps: optimizer steps.
+        savings: what the trunk cache does for each phase; empty without a cache, or if the model is too large to try.
+        kept: bytes that the cache will hold in the device's memory; they are in `point` and `bound`.
     """
 
     estimate: Estimate
     free: int | None
     seconds: float | None
     num_steps: int
+    savings: tuple[Saving, ...] = ()
+    kept: int = 0
+
+    @property
+    def point(self) -> int:
+        """Bytes that it will need, as likely too high as too low."""
+        return self.estimate.point + self.kept
+
+    @property
+    def bound(self) -> int:
+        """Bytes that will hardly be exceeded."""
+        return self.estimate.bound + self.kept
 
     @property
     def fits(self) -> bool | None:
         """Whether the safe bound is free; None if the estimate alone is, or nobody knows what is free."""
         if self.free is None:
             return None
-        return True if self.estimate.bound <= self.free else False if self.estimate.point > self.free else None
+        return True if self.bound <= self.free else False if self.point > self.free else None
 
     def line(self) -> str:
-        """One sentence."""
-        e = self.estimate
+        """One or two sentences."""
         words = {True: "", None: " (it may be too much)", False: " (more than is free)"}
         room = words[self.fits if self.free else True]
         lasts = f", about {duration(self.seconds)}" if self.seconds is not None else ""
-        return f"Will need about {in_words(e.point)} of memory, at most {in_words(e.bound)}{room}{lasts}."
+        useful = [saving for saving in self.savings if not saving.reason] or self.savings[:1]
+        cached = f" Trunk cache: {'; '.join(str(saving).rstrip('.') for saving in useful)}." if useful else ""
+        return f"Will need about {in_words(self.point)} of memory, at most {in_words(self.bound)}{room}{lasts}.{cached}"
 
     def __str__(self) -> str:
         e, phase = self.estimate, self.estimate.worst
         free = f"; {in_words(self.free)} free" if self.free is not None else ""
-        lines = [f"memory: about {in_words(e.point)}, at most {in_words(e.bound)} ({e.device}, {e.precision}{free})"]
+        size = f"about {in_words(self.point)}, at most {in_words(self.bound)}"
+        lines = [f"memory: {size} ({e.device}, {e.precision}{free})"]
         lines += [f"most is alive in {phase.worst}, {in_words(phase.peak)}:"]
-        lines += [f"  {kind:<22} {in_words(size):>9}" for kind, size in shares(phase.parts)]
+        lines += [f"  {kind:<22} {in_words(part):>9}" for kind, part in shares(phase.parts)]
+        lines += [f"beside it the trunk cache, {in_words(self.kept)}"] if self.kept else []
         if self.fits is False:
             lines += ["This is more than is free: a smaller batch with accumulation, a shorter max_length, or 'lora'."]
         lasts = f"about {duration(self.seconds)}" if self.seconds is not None else "not known before the first steps"
-        return "\n".join([*lines, f"time: {lasts} ({self.num_steps:,} steps)"])
+        lines += [f"time: {lasts} ({self.num_steps:,} steps)"]
+        lines += ["trunk cache:", *(f"  {saving}" for saving in self.savings)] if self.savings else []
+        return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:
@@ -87,19 +112,69 @@ def forecast(recipe: Recipe, *, dry_run: bool = True) -> Forecast:
         ValueError: a mistake in the recipe, its data or its model, as a run would raise it.
     """
     task = prepare_without_weights(recipe)
-    learner = task.learner(batch_size=recipe.batch_size, seed=recipe.seed)
+    learner = make_learner(task, recipe)
+    for batches in (learner.train, learner.valid):
+        if batches.max_tokens is not None:  # most is alive in the batch of the longest texts
+            batches.batch_size = batches.max_tokens // max(batches.lengths)
     numbers = training_settings(recipe)
-    numbers.pop("cache", None)
-    return forecast_of(learner, strategy_from(recipe.strategy), Settings(**numbers), dry_run=dry_run)
+    cache = numbers.pop("cache", None)
+    return forecast_of(learner, strategy_from(recipe.strategy), Settings(**numbers), cache, dry_run=dry_run)
 
 
-def forecast_of(learner: Learner, strategy: NamedStrategy, settings: Settings, *, dry_run: bool = True) -> Forecast:
+def forecast_of(
+    learner: Learner,
+    strategy: NamedStrategy,
+    settings: Settings,
+    cache: TrunkCache | None = None,
+    *,
+    dry_run: bool = True,
+) -> Forecast:
     """What a training of a learner will need; its model stays as it is."""
     device = choose_device(settings.device)
     found = estimate(learner, strategy, settings)
     num_steps = Plan(len(learner.train), settings.accumulation, settings.num_epochs).num_steps
     seconds = time_of(learner, strategy, settings, found) if dry_run else None
-    return Forecast(found, free_memory(device), seconds, num_steps)
+    saved = savings_of(learner, strategy, settings, cache) if cache is not None else []
+    if seconds is not None and saved:
+        shares = [phase.share for phase, _ in saved]
+        seconds *= sum(share / s.speedup for share, (_, s) in zip(shares, saved, strict=True)) / sum(shares)
+    kept = max((s.num_bytes for _, s in saved), default=0)
+    in_memory = cache is not None and cache.where == "memory" and device.type == "cpu"
+    rows = tuple(saving for _, saving in saved)
+    return Forecast(found, free_memory(device), seconds, num_steps, rows, kept if in_memory else 0)
+
+
+def savings_of(
+    learner: Learner, strategy: NamedStrategy, settings: Settings, cache: TrunkCache
+) -> list[tuple[Phase, Saving]]:
+    """What a cache will do for each phase, tried on three examples with a copy of the model; nothing is kept.
+
+    A model without numbers gets random ones: what is saved depends on shapes. A model too large to copy gives nothing.
+    """
+    if sum(p.numel() for p in learner.model.parameters()) > MOST_PARAMETERS:
+        return []
+    device = choose_device(settings.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        training = Training(replace(learner, model=with_numbers(learner.model, device)), strategy, settings)
+        rows = savings(training, low=cache.low)
+    return [(phase, _within(cache, saving)) for phase, saving in zip(training.phases, rows, strict=True)]
+
+
+def _within(cache: TrunkCache, saving: Saving) -> Saving:
+    """A saving, unless there is no room for it: then why not."""
+    if saving.reason:
+        return saving
+    if cache.where == "disk":
+        place = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+    else:
+        free = free_memory(torch.device("cpu")) or 2**40
+    room = int(cache.max_gb * 1e9) if cache.max_gb is not None else free // 2
+    if saving.num_bytes <= room:
+        return saving
+    where = "on the disk" if cache.where == "disk" else "of memory"
+    reason = f"it would need {in_words(saving.num_bytes)} {where} and may take {in_words(room)}."
+    return Saving(saving.phase, reason=reason)
 
 
 def prepare_without_weights(recipe: Recipe) -> Any:

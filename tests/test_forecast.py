@@ -1,0 +1,95 @@
+"""What a recipe with a trunk cache will save is said before the start: by Python, the command line and the panel."""
+
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ftnb.forecast
+from ftnb.cli import app
+from ftnb.forecast import forecast
+from ftnb.recipe import Recipe
+from ftnb.run import Run
+from tests.tiny import tiny_bert, write_csv
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("forecast")
+    return {
+        "data": write_csv(folder / "reviews.csv", 60), "model": tiny_bert(folder / "bert"), "device": "cpu",
+        "num_epochs": 10, "strategy": "head", "trunk_cache": "memory",
+    }  # fmt: skip
+
+
+def test_what_the_cache_will_save_is_what_it_then_keeps(own, tmp_path):
+    told = forecast(Recipe(**own))
+    (saving,) = told.savings
+    assert saving.cut == "embeddings – block 1"
+    assert 2 < saving.speedup <= 10
+    run = Run(Recipe(**own), tmp_path / "run").start()
+    assert run.wait(60) == "done"
+    planned, kept = (event.new for event in run.events if getattr(event, "what", "") == "trunk_cache")
+    assert planned == f"planned: {saving}"
+    assert str(kept).startswith(saving.cut)
+    assert told.kept == saving.num_bytes > 0
+    assert told.point == told.estimate.point + told.kept
+
+
+def test_the_whole_is_faster_and_larger_by_the_cache_and_without_one_nothing_is_said(own):
+    numbers = torch.get_rng_state()
+    with_it, without = (forecast(Recipe(**{**own, "trunk_cache": name})) for name in ("memory", "off"))
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert without.savings == ()
+    assert "cache" not in f"{without}{without.line()}"
+    assert with_it.point > without.point
+    on_disk = forecast(Recipe(**{**own, "trunk_cache": "disk"}), dry_run=False)
+    assert on_disk.kept == 0
+    assert on_disk.point == without.point
+
+
+def test_every_phase_has_its_line_and_its_reason(own):
+    told = forecast(Recipe(**{**own, "strategy": "lp-ft"}), dry_run=False)
+    head, full = map(str, told.savings)
+    assert "head: embeddings – block 1 computed once" in head
+    assert "full: no cache; nothing at the bottom of the model is frozen." in full
+    assert head in str(told)
+    assert full in str(told)
+    assert told.line().endswith(f"Trunk cache: {head}.")
+    (nothing,) = forecast(Recipe(**{**own, "strategy": "full"}), dry_run=False).savings
+    assert str(nothing) == full
+
+
+def test_a_cache_beyond_its_room_is_said_before_the_start(own, monkeypatch, tmp_path):
+    monkeypatch.setenv("FTNB_CACHE", str(tmp_path / "not" / "there"))
+    for name, where in (("memory", "of memory"), ("disk", "on the disk")):
+        (saving,) = forecast(Recipe(**{**own, "trunk_cache": name, "trunk_cache_gb": 1e-7}), dry_run=False).savings
+        assert f"{where} and may take 100 bytes" in saving.reason
+    assert not (tmp_path / "not").exists()
+
+
+def test_no_weights_are_needed_to_know_it(own, monkeypatch):
+    here = forecast(Recipe(**own), dry_run=False)
+    monkeypatch.setattr(ftnb.forecast, "SMALL", -1)
+    without = forecast(Recipe(**own), dry_run=False)
+    assert without.savings[0].share == pytest.approx(here.savings[0].share)
+    assert without.savings[0].num_bytes == here.savings[0].num_bytes
+    monkeypatch.setattr(ftnb.forecast, "MOST_PARAMETERS", 10)
+    assert forecast(Recipe(**own), dry_run=False).savings == ()
+
+
+def test_the_command_line_says_it(own):
+    words = [part for key, value in own.items() for part in ("--set", f"{key}={value}")]
+    result = CliRunner().invoke(app, ["estimate", *words])
+    assert result.exit_code == 0, result.output
+    assert "beside it the trunk cache, " in result.output
+    assert "  head: embeddings – block 1 computed once" in result.output
+    assert "times as fast" in result.output
+
+
+def test_a_budget_of_tokens_counts_as_the_run_counts(own):
+    recipe = Recipe(**{**own, "trunk_cache": "off", "batch_tokens": 64})
+    small, large = (forecast(recipe.replace(batch_tokens=n), dry_run=False) for n in (64, 640))
+    assert small.num_steps > large.num_steps
+    assert small.estimate.worst.activations < large.estimate.worst.activations
