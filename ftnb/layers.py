@@ -18,6 +18,7 @@ from ftnb.adapter_layers import (
     without_adapters,
 )
 from ftnb.devices import to_device
+from ftnb.loop import Loop
 from ftnb.schedule import LossFunction, restored
 from ftnb.step import Learner, Phase, Strategy, set_modes, set_trainable
 from ftnb.training_table import GroupRow, TrainingTable
@@ -404,7 +405,7 @@ def _row(group: LayerGroup, model: nn.Module, step: _Step) -> GroupRow:
 
 
 def what_is_training(
-    target: Learner | nn.Module,
+    target: Learner | Loop | nn.Module,
     batch: Any = None,
     *,
     strategy: Strategy | Phase | None = None,
@@ -416,7 +417,7 @@ def what_is_training(
     """Take one training step, see which tensors moved, and take it back: the model is afterwards as before.
 
     Args:
-        target: a learner, or any model together with a `batch`.
+        target: a learner; a training, for its present phase and what its cache will save; or any model with a `batch`.
         batch: what to step on; by default the learner's first training batch.
         strategy: show the model as this strategy's first phase (or this phase) trains it; by default as it stands.
         optimizer: take membership and rates from your own optimizer (its state stays untouched).
@@ -427,6 +428,11 @@ def what_is_training(
     Raises:
         ValueError: if a bare model comes without a batch, or the loss is not finite or needs no gradient.
     """
+    foretell = getattr(target.cache, "foretell", None) if isinstance(target, Loop) else None
+    foretold = [f"cache: {saving}" for saving in foretell(target)] if foretell is not None else []
+    if isinstance(target, Loop):
+        strategy, lr = strategy or target.phases[max(0, target.position.phase)], target.settings.lr
+        target = target.plain
     learner = target if isinstance(target, Learner) else None
     model: nn.Module = learner.model if learner else cast(nn.Module, target)
     if learner:
@@ -452,4 +458,4 @@ def what_is_training(
         remove_adapters(model)
     for note in notes & vars(model).keys():
         delattr(model, note)
-    return TrainingTable("What is training?" + (f" Phase {phase.name!r}" if phase else ""), rows)
+    return TrainingTable("What is training?" + (f" Phase {phase.name!r}" if phase else ""), rows, tuple(foretold))

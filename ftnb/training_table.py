@@ -41,10 +41,14 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class TrainingTable:
-    """What one training step did to every layer group; a table in a notebook, text elsewhere."""
+    """What one training step did to every layer group; a table in a notebook, text elsewhere.
+
+    `notes` are lines for below it: what a cache will save.
+    """
 
     title: str
     rows: tuple[GroupRow, ...]
+    notes: tuple[str, ...] = ()
     COLUMNS: ClassVar = ("group", "weights", "rate", "requires grad", "mode", "BatchNorm", "tensors moved")
 
     @property
@@ -60,7 +64,7 @@ class TrainingTable:
         lines = [self.COLUMNS, *(row.cells() for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.COLUMNS))]
         text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        return "\n".join([self.title, *text, *(f"! {surprise}" for surprise in self.surprises)])
+        return "\n".join([self.title, *text, *(f"! {surprise}" for surprise in self.surprises), *self.notes])
 
     __repr__ = __str__
 
@@ -72,4 +76,5 @@ class TrainingTable:
         notes = "".join(f"<li>{html.escape(surprise)}</li>" for surprise in self.surprises)
         caption = f'<caption style="text-align:left">{html.escape(self.title)}</caption>'
         table = f"<table>{caption}<thead>{row(self.COLUMNS, 'th')}</thead><tbody>{body}</tbody></table>"
-        return table + (f"<p><b>Surprises</b></p><ul>{notes}</ul>" if notes else "")
+        lines = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return table + (f"<p><b>Surprises</b></p><ul>{notes}</ul>" if notes else "") + lines

@@ -334,6 +334,10 @@ class TrunkCache:
         self._told: str | None = None  # what was said of it last
         self._served = False  # whether some phase had a cache
 
+    def foretell(self, loop: Loop) -> list[Saving]:
+        """What it would do for each phase of a training; nothing is kept, and the model is left as it was."""
+        return savings(loop, low=self.low)
+
     def enter(self, loop: Loop) -> None:
         """Forget what was kept for another phase; the plan for this one is made before its first step."""
         self._abandon()

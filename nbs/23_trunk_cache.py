@@ -56,12 +56,14 @@ import statistics
 import tempfile
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 from ftnb.adapters import LoRA
 from ftnb.builtin.reviews import labelled_reviews
 from ftnb.events import Warned
+from ftnb.layers import what_is_training
 from ftnb.metrics import classification_metrics
 from ftnb.pretrained import load_pretrained
 from ftnb.strategies import LPFT, Full, Head, TopK
@@ -544,6 +546,10 @@ class TrunkCache:
         self._told: str | None = None  # what was said of it last
         self._served = False  # whether some phase had a cache
 
+    def foretell(self, loop: Loop) -> list[Saving]:
+        """What it would do for each phase of a training; nothing is kept, and the model is left as it was."""
+        return savings(loop, low=self.low)
+
     def enter(self, loop: Loop) -> None:
         """Forget what was kept for another phase; the plan for this one is made before its first step."""
         self._abandon()
@@ -664,6 +670,16 @@ def savings(training: Loop, *, low: bool = False) -> list[Saving]:
 for saving in savings(Training(learner(small_bert(6)), LPFT(), num_epochs=20, device="cpu")):
     print(saving)
 
+# %% [markdown]
+# The table of lesson 20 says it, too, when it is given a training with a cache; `ftnb estimate` and the panel say it for a recipe.
+
+# %%
+told = what_is_training(Training(learner(small_bert(6)), TopK(1), num_epochs=4, device="cpu", cache=TrunkCache()))
+told
+
+# %%
+assert "block 4 computed once" in told.notes[0] and "times as fast" in told.notes[0]
+
 # %%
 exact = savings(Training(learner(small_bert(6)), TopK(1), num_epochs=4, device="cpu"))[0]
 f"share of a step that is not done again: bound {block_share(6, 1):.3f}, counted {exact.share:.3f}"
@@ -734,6 +750,7 @@ for ax, (k, runs) in zip(axes, measured.items(), strict=True):
     ax.fill_between(epochs, list(map(min, columns)), list(map(max, columns)), color="C1", alpha=0.25)
     ax.axhline(1, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel="epochs", ylabel="times as fast", title="last block and head train" if k else "head alone trains")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 axes[0].legend(frameon=False, fontsize=8)
 plt.show()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ftnb import LoRA, Recipe, Run, Training
 from ftnb.data import Batches
 from ftnb.events import Changed, Evaluated, Stepped, Warned
+from ftnb.layers import what_is_training
 from ftnb.step import Learner, ParamGroup, Phase
 from ftnb.strategies import LPFT, STRATEGIES, Full, Head, LayerDecay, TopK, strategy_from
 from ftnb.tasks import TASKS, task_class
@@ -430,6 +431,22 @@ def test_savings_are_told_before_the_start_and_change_nothing(texts):
     assert flags == [p.requires_grad for p in of.model.parameters()]
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.grad is None for p in of.model.parameters())
+
+
+def test_the_strategy_table_of_a_training_says_what_its_cache_will_save(texts):
+    of = training(texts, LPFT(), TrunkCache(), num_epochs=10)
+    before = everything(of.model)
+    table = what_is_training(of)
+    assert table.title.endswith("'head'")
+    assert {row.name: row.moved > 0 for row in table.rows}["block 0"] is False
+    first, second = table.notes
+    assert "head: embeddings – block 1 computed once" in first
+    assert "times as fast" in first
+    assert "full: no cache" in second
+    assert first in str(table)
+    assert "times as fast" in table._repr_html_()
+    assert torch.equal(before, everything(of.model))
+    assert what_is_training(training(texts, LPFT())).notes == ()
 
 
 def test_units_are_the_largest_frozen_modules_before_anything_trains():
