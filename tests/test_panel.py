@@ -132,7 +132,7 @@ class TestTasks:
     def test_another_task_brings_its_data_model_roles_and_settings(self, runs):
         panel = Panel()
         form = panel.form
-        assert set(form.settings) == {"max_length", "label_separator", "trunk_cache"}
+        assert set(form.settings) == {"batch_tokens", "max_length", "label_separator", "trunk_cache"}
         choose(panel, "image-classification")
         entry = TASKS["image-classification"]
         assert panel.recipe == Recipe(task="image-classification")
@@ -153,7 +153,7 @@ class TestTasks:
         panel = Panel()
         choose(panel, task)
         assert panel.recipe == Recipe(task=task)
-        assert set(panel.form.settings) - {"batch_norm", "trunk_cache"} == set(TASKS[task].options)
+        assert set(panel.form.settings) - {"batch_norm", "trunk_cache"} == set(TASKS[task].own_settings)
         assert ("batch_norm" in panel.form.settings) == ("image" in TASKS[task].roles)
 
     def test_the_settings_of_a_task_reach_the_recipe_and_come_back(self, runs):
@@ -168,6 +168,26 @@ class TestTasks:
         assert Panel(recipe, key="another").recipe == recipe
         settings["image_size"].value = ""
         assert panel.recipe.image_size is None
+
+    def test_a_budget_of_tokens_stands_beside_the_batch_size(self, runs):
+        panel = Panel()
+        form, field = panel.form, panel.form.settings["batch_tokens"]
+        children = list(form._pairs.children)
+        assert children.index(field) == children.index(form.fields["batch_size"]) + 1
+        assert "in place of batch_size" in tip(field)
+        field.value = "2048"
+        assert panel.recipe == Recipe(batch_tokens=2048)
+        assert "batch_tokens=2048" in panel.code.value
+        for wrong in ("many", "0", "1.5"):
+            field.value = wrong
+            assert "batch_tokens must be a whole number" in panel.error.value
+        field.value = "none"
+        assert panel.recipe == Recipe()
+        assert panel.error.value == ""
+        field.value = "512"
+        choose(panel, "image-classification")
+        assert panel.recipe == Recipe(task="image-classification")
+        assert "batch_tokens" not in panel.form.settings
 
     def test_hidden_settings_do_not_leak(self, runs):
         panel = Panel(Recipe(task="image-classification", image_size=32, augment="flip", batch_norm="fixed"))

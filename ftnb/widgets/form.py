@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,9 +22,9 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 def task_settings(task: str) -> tuple[str, ...]:
-    """The settings below the others: the task's options, for pictures BatchNorm, and the cache of frozen layers."""
+    """The task's own settings, of batches first; for pictures BatchNorm; and the cache of frozen layers."""
     entry = TASKS[task]
-    return (*entry.options, *(("batch_norm",) if "image" in entry.roles else ()), "trunk_cache")
+    return (*entry.learner_options, *entry.options, *(("batch_norm",) if "image" in entry.roles else ()), "trunk_cache")
 
 
 def _wide(kind: type[Any], label: str, label_width: str = LABEL, **traits: Any) -> Any:
@@ -45,6 +46,10 @@ def _setting(key: str) -> Any:
 def _is_wide(widget: Any) -> bool:
     """Whether a setting's choices need a line for themselves."""
     return any(len(str(label)) > NARROW for label in getattr(widget, "_options_labels", ()))
+
+
+def _has_long_label(widget: Any) -> bool:
+    return len(re.sub("<[^>]*>", "", widget.description)) > 10
 
 
 def _by_name() -> list[str]:
@@ -129,8 +134,13 @@ class RecipeForm:
         for key, widget in self.settings.items():
             value = getattr(recipe, key)
             widget.value = ("" if value is None else str(value)) if isinstance(widget, widgets.Text) else value
-        shared = ("num_epochs", "batch_size", "device", "precision", "seed")
-        children = sorted([*(fields[key] for key in shared), *self.settings.values()], key=_is_wide)
+        of_batches = [self.settings[key] for key in entry.learner_options]  # beside the batch size
+        shared = [fields[key] for key in ("num_epochs", "batch_size", "device", "precision", "seed")]
+        rest = [widget for widget in self.settings.values() if widget not in of_batches]
+        children = sorted([*shared[:2], *of_batches, *shared[2:], *rest], key=_is_wide)
+        for i in range(1, len(children), 2):  # the left half of a line has more room for a label
+            if not _is_wide(children[i]):
+                children[i - 1 : i + 1] = sorted(children[i - 1 : i + 1], key=_has_long_label, reverse=True)
         for i, widget in enumerate(children):
             wide = _is_wide(widget)
             widget.style.description_width = SECOND if i % 2 and not wide else RIGHT

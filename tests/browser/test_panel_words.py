@@ -86,7 +86,14 @@ def cut_off(page):
     )
 
 
-def test_no_choice_is_cut_off(lab, open_notebook):
+def cut_labels(page):
+    """The labels in the right half of the form that are wider than their place."""
+    return page.locator(".ftnb-settings .widget-label").evaluate_all(
+        "labels => labels.filter(label => label.scrollWidth > label.clientWidth).map(label => label.innerText)"
+    )
+
+
+def test_no_choice_and_no_label_is_cut_off(lab, open_notebook):
     lab.write("form.ipynb", SHOW.format(settings=""))
     page = open_notebook("form.ipynb")
     page.set_viewport_size({"width": 860, "height": 900})  # the panel is 680 pixels wide then
@@ -95,6 +102,7 @@ def test_no_choice_is_cut_off(lab, open_notebook):
     for task in page.locator(".ftnb-task option").all_inner_texts():
         choose(page, task)
         assert not cut_off(page), task
+        assert not cut_labels(page), task
 
 
 def test_entities_marked_in_a_pause(lab, open_notebook):
