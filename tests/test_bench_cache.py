@@ -11,8 +11,10 @@ def test_the_table_of_the_cache(tmp_path):
     rows, valid = reviews(32), reviews(8, seed=1)
     source = Path(tiny_bert(tmp_path / "bert"))
     table = cache_table(
-        1, source=source, rows=rows, valid=valid, folder=tmp_path, cases=((2, 1, 6), (3, 1, 6), (2, 0, 3)), say=len
-    )
+        1, source=source, rows=rows, valid=valid, folder=tmp_path,
+        cases=((2, 1, 6, 32), (3, 1, 6, 32), (2, 0, 3, 24)),
+        say=len,
+    )  # fmt: skip
     assert [(row["model"], row["L"], row["k"], row["E"]) for row in table] == [
         ("pretrained", 2, 1, 6),
         ("random, 3 layers", 3, 1, 6),
@@ -35,8 +37,10 @@ def test_the_comparison_with_the_trainer(tmp_path):
         1, 2, source=Path(tiny_bert(tmp_path / "bert")), train=reviews(32), valid=reviews(8, seed=1),
         test=reviews(16, seed=2), folder=tmp_path / "trainer", paddings=("dynamic", "grouped"), say=len,
     )  # fmt: skip
-    for padding in ("dynamic", "grouped"):
-        low, high = figures[f"{padding}_range"]
-        assert 0 < low <= figures[padding] <= high
-    assert 0 <= figures["accuracy_ours"] <= 1
+    assert figures["precision"] == "fp32"  # a tiny model's own choice
+    for of in (figures, figures["fp32"]):
+        for padding in ("dynamic", "grouped"):
+            low, high = of[f"{padding}_range"]
+            assert 0 < low <= of[padding] <= high
+        assert 0 <= of["accuracy_ours"] <= 1
     assert 0 <= figures["accuracy_trainer"] <= 1

@@ -22,7 +22,7 @@ from ftnb.tasks.text_classification import TextClassification
 from ftnb.train import Training
 from ftnb.trunk_cache import Saving, TrunkCache
 
-CASES = ((6, 1, 4), (12, 1, 10), (6, 0, 10))  # layers, trained layers (0: the head alone), epochs
+CASES = ((6, 1, 4, 1024), (12, 1, 10, 512), (6, 0, 10, 1024))  # layers, trained ones (0: head alone), epochs, examples
 Rows = list[dict[str, str]]
 
 
@@ -89,7 +89,7 @@ def cache_table(
     rows: Rows,
     valid: Rows,
     folder: Path,
-    cases: tuple[tuple[int, int, int], ...] = CASES,
+    cases: tuple[tuple[int, int, int, int], ...] = CASES,
     sizes: dict[str, Any] | None = None,
     say: Callable[[str], object] = print,
 ) -> list[dict[str, Any]]:
@@ -98,10 +98,10 @@ def cache_table(
     Args:
         pairs: trainings with and without the cache, for each case.
         source: folder of a BERT with its tokenizer; models with another number of layers are made in its image.
-        rows: training sentences, {"text", "label"}.
+        rows: training sentences, {"text", "label"}, as many as the largest case asks for.
         valid: a few more; the evaluations are part of what is timed.
         folder: for models that are made.
-        cases: layers, trained layers and epochs.
+        cases: layers, trained layers, epochs and examples.
         sizes: other sizes of the model, for a quick run.
         say: told of every pair.
 
@@ -111,12 +111,14 @@ def cache_table(
         two trainings' weights ended.
     """
     table = []
-    for num_layers, k, num_epochs in cases:
+    for num_layers, k, num_epochs, size in cases:
         path = model_folder(source, num_layers, sizes or {}, folder / f"{num_layers}-layers")
         strategy: Strategy = TopK(k) if k else Head()
 
-        def make(path: str = path) -> TextClassification:
-            return TextClassification.prepare({"train": rows, "valid": valid}, path)
+        some = [rows[i * len(rows) // size] for i in range(size)]
+
+        def make(path: str = path, some: Rows = some) -> TextClassification:
+            return TextClassification.prepare({"train": some, "valid": valid}, path)
 
         ratios, by_wall, differences = [], [], []
         for number in range(pairs):
@@ -139,7 +141,7 @@ def cache_table(
                 "bound": bound(num_layers, k, num_epochs),
                 "counted": saving.speedup,
                 "max_abs_diff": max(differences),
-                "examples": len(rows),
+                "examples": size,
                 "pairs": pairs,
             }
         )

@@ -101,8 +101,8 @@ def of_overhead(s: Setup) -> Any:
 
 
 def of_cache(s: Setup) -> Any:
-    small: dict[str, Any] = {"cases": ((2, 1, 6),)} if s.tiny else {}
-    train, valid = s.named(0, 32 if s.tiny else 256), s.named(1, 8 if s.tiny else 32)
+    small: dict[str, Any] = {"cases": ((2, 1, 6, 32),)} if s.tiny else {}
+    train, valid = s.named(0, 32 if s.tiny else 1024), s.named(1, 8 if s.tiny else 32)
     rows = cache_table(s.pairs, source=s.source, rows=train, valid=valid, folder=s.folder, say=s.say, **small)
     return [{**row, "speedup_range": row["_range"]} for row in rows]
 
