@@ -54,13 +54,16 @@ def fail(message: object, code: int) -> NoReturn:
 def mistakes() -> Iterator[None]:
     """Turn a mistake in what was asked for into one message and exit code 2."""
     from ftnb.devices import DeviceError
+    from ftnb.events import JournalError
     from ftnb.plan import TrainingError
     from ftnb.pretrained import ModelError
     from ftnb.snapshots import SnapshotError
     from ftnb.strategies import StrategyError
     from ftnb.tables import DataError
 
-    families = (RecipeError, DataError, ModelError, StrategyError, TrainingError, DeviceError, SnapshotError)
+    families = (
+        RecipeError, DataError, ModelError, StrategyError, TrainingError, DeviceError, SnapshotError, JournalError,
+    )  # fmt: skip
     try:
         yield
     except (*families, FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -124,12 +127,12 @@ def resume(
     from ftnb.run import Run, RunError
 
     try:
-        training = Run.open(_find_run(run))
-        if not training.can_go_on:
-            raise RunError(
-                f"{training.folder} is {training.state}, or has no snapshot: there is nothing to go on with."
-            )
         with mistakes():
+            training = Run.open(_find_run(run))
+            if not training.can_go_on:
+                raise RunError(
+                    f"{training.folder} is {training.state}, or has no snapshot: there is nothing to go on with."
+                )
             training.resume(by="command line")
     except RunError as error:
         fail(error, 2)
@@ -165,12 +168,13 @@ def branch(
     """Start another run from a snapshot of a run, with other numbers from there on: --step 100 --set lr=1e-4."""
     from ftnb.run import Run, RunError
 
-    parent = Run.open(_find_run(run))
     try:
         with mistakes():
+            parent = Run.open(_find_run(run))
             changed = parent.recipe.override(settings or [])
             old, new = parent.recipe.to_dict(), changed.to_dict()
-            training = parent.branch(step, folder=folder, **{key: new[key] for key in new if new[key] != old[key]})
+            changes = {key: new[key] for key in new if new[key] != old[key]}
+            training = parent.branch(step, folder=folder, by="command line", **changes)
     except RunError as error:
         fail(error, 2)
     typer.echo(training.recipe.code())
@@ -236,9 +240,9 @@ def show(
     from ftnb.events import Changed, Evaluated, JournalError, Started, Warned, read_journal
     from ftnb.runfolder import JOURNAL, RECIPE
 
-    folder = _find_run(run)
+    folder, damaged = _find_run(run), list[str]()
     try:
-        events = read_journal(folder / JOURNAL)
+        events = read_journal(folder / JOURNAL, damaged=damaged)
     except (JournalError, OSError) as error:
         fail(error, 2)
     typer.echo(f"{folder}\n{read_recipe(folder / RECIPE, None).code()}")
@@ -262,6 +266,10 @@ def show(
     path = picture or folder / "report.png"
     path.write_bytes(plot_history(history).png())
     typer.echo(f"{history_text(history)}\n{path}")
+    for line in damaged:
+        typer.echo(f"warning: {line}", err=True)
+    if damaged:
+        typer.echo("What these lines said is missing above; all other lines were read.", err=True)
 
 
 def _find_run(name: str) -> Path:

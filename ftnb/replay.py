@@ -26,6 +26,7 @@ from ftnb.events import (
     SetLr,
     SetParts,
     Stop,
+    Warned,
     read_journal,
     what_counts,
 )
@@ -83,14 +84,19 @@ def script_of(events: Iterable[Event]) -> list[tuple[int, Command]]:
 
 @dataclass(frozen=True)
 class Replayed:
-    """A run that was done again, and how far its last weights are from those of the first time (0: bit for bit)."""
+    """A run that was done again, and how far its last weights are from those of the first time (0: bit for bit).
+
+    `damaged` are the lines of its journal that could not be read: what they said was not done again.
+    """
 
     run: Run
     max_abs_diff: float
+    damaged: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         same, far = "the same weights, bit for bit", f"weights off by up to {self.max_abs_diff:.1e}"
-        return f"{same if self.max_abs_diff == 0 else far}; {self.run.folder}"
+        lines = [f"{same if self.max_abs_diff == 0 else far}; {self.run.folder}", *self.damaged]
+        return "\n".join([*lines, "What these lines said was not done again."] if self.damaged else lines)
 
 
 def replay(run: Run, folder: str | os.PathLike[str] | None = None) -> Replayed:
@@ -102,20 +108,30 @@ def replay(run: Run, folder: str | os.PathLike[str] | None = None) -> Replayed:
 
     Raises:
         RunError: if the run has not ended or holds no model, or the new one failed.
+        JournalError: if it cannot be told where it begins.
     """
-    if not any(isinstance(event, Finished) for event in what_counts(run.events)):
-        raise RunError(f"run {run.id} has no end in its journal, so there is nothing to compare. Let it end: resume().")
+    damaged: list[str] = []
+    events = read_journal(run.folder / JOURNAL, damaged=damaged) if (run.folder / JOURNAL).exists() else []
+    if not any(isinstance(event, Finished) for event in what_counts(events)):
+        words = "has no end in its journal, so there is nothing to compare. Let it end: resume()."
+        raise RunError("\n".join([f"run {run.id} {words}", *damaged]))
     weights_of(run.folder)  # before the work: is there something to compare with?
+    step, own = branched_at(run.folder), own_events(events)
+    if step is not None and own is events:
+        where = "its branch.json says that it left another run, and no line of its journal that can be read says where"
+        raise JournalError("\n".join([f"run {run.id}: {where}, so its own commands cannot be told.", *damaged]))
     again = Run(run.recipe, folder)
-    again.plan(script_of(own_events(run.events)), by="replay")
-    if (step := branched_at(run.folder)) is None:
+    again.plan(script_of(own), by="replay")
+    if step is None:
+        for line in damaged:
+            again.record.warn("journal_damaged", line)
         again.start()
     else:
-        start_from(run, again, step)
+        start_from(run, again, step, by="replay")
     wait_for(again)
     if again.state == "failed":
         raise RunError(f"the replay failed: {again.error}\nIt is in {again.folder}.")
-    return Replayed(again, difference(run.folder, again.folder))
+    return Replayed(again, difference(run.folder, again.folder), tuple(damaged))
 
 
 def own_events(events: Sequence[Event]) -> Sequence[Event]:
@@ -151,13 +167,21 @@ CHANGEABLE = (
 )  # fmt: skip
 
 
-def branch(run: Run, step: int | None = None, *, folder: str | os.PathLike[str] | None = None, **changes: Any) -> Run:
+def branch(
+    run: Run,
+    step: int | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    by: str = "user",
+    **changes: Any,
+) -> Run:
     """Start another run from a snapshot of a run, with some settings changed from there on.
 
     Args:
         run: where to branch off; it may have ended, also in another process.
         step: the snapshot's step; the newest by default.
         folder: where to keep the branch; a new folder below `runs/` by default.
+        by: who asked.
         **changes: settings of the recipe, for example `lr=1e-4`.
 
     Returns:
@@ -179,12 +203,15 @@ def branch(run: Run, step: int | None = None, *, folder: str | os.PathLike[str] 
         which = f"run {run.id} has no snapshot of step {step}" if steps else f"run {run.id} has no snapshot"
         raise RunError(f"{which}; there are {there}. Recipe: snapshot_every, keep_snapshots.")
     other = Run(recipe, folder)
-    start_from(run, other, steps[-1] if step is None else step)
+    start_from(run, other, steps[-1] if step is None else step, by)
     return other
 
 
-def start_from(run: Run, other: Run, step: int) -> None:
-    """Make the folder of a run that begins with a snapshot of another one, and start it."""
+def start_from(run: Run, other: Run, step: int, by: str = "user") -> None:
+    """Make the folder of a run that begins with a snapshot of another one, and start it.
+
+    Lines of the other one's journal that cannot be read are left out, and a warning in the new one says so.
+    """
     claim(other.folder, without_memory(other.recipe).to_toml())
     try:
         source, target = (Snapshots(of.folder / SNAPSHOTS).path(step) for of in (run, other))
@@ -192,21 +219,25 @@ def start_from(run: Run, other: Run, step: int) -> None:
         write_folder(lambda part: shutil.copytree(source, part, dirs_exist_ok=True), target)
         write_origin(other.folder, run.id, step)
         journal = Journal(other.folder / JOURNAL)
-        for event in upto(read_journal(run.folder / JOURNAL), step, run.id):
+        events = read_journal(run.folder / JOURNAL, damaged=(damaged := list[str]()))
+        for event in upto(events, step, run.id, by):
             journal.append(event)
+        for line in damaged:
+            journal.append(Warned(step=step, code="journal_damaged", message=line))
         journal.close()
         other._state = "preparing"
-        begin(other, prepare_in_thread=False, before=("stopped", "", ""))
+        begin(other, prepare_in_thread=False, before=("stopped", "", ""), by=by)
     except BaseException:
         shutil.rmtree(other.folder, ignore_errors=True)
         raise
 
 
-def upto(events: Sequence[Event], step: int, run: str) -> list[Event]:
+def upto(events: Sequence[Event], step: int, run: str, by: str = "user") -> list[Event]:
     """A journal up to the snapshot of a step, with a note where it was left."""
     saved = [i for i, e in enumerate(events) if isinstance(e, Saved) and e.what == "snapshot" and e.step == step]
-    end = saved[-1] if saved else max(i for i, e in enumerate(events) if e.step <= step) + 1
-    note = Changed(step=step, time=events[max(0, end - 1)].time, what="branched", old=run, new=step)
+    end = saved[-1] if saved else max((i for i, e in enumerate(events) if e.step <= step), default=-1) + 1
+    time = events[max(0, end - 1)].time if events else 0.0
+    note = Changed(step=step, time=time, what="branched", old=run, new=step, by=by)
     return [*events[:end], note, *events[end : end + 1]]
 
 

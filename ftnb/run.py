@@ -54,7 +54,9 @@ __all__ = [
 ]
 
 
-def build(recipe: Recipe, folder: Path, record: Record, *, again: bool = False) -> tuple[Any, BackgroundTraining]:
+def build(
+    recipe: Recipe, folder: Path, record: Record, *, again: bool = False, by: str = "user"
+) -> tuple[Any, BackgroundTraining]:
     """Load and check what a recipe names, and make its training and its folder.
 
     Args:
@@ -62,6 +64,7 @@ def build(recipe: Recipe, folder: Path, record: Record, *, again: bool = False) 
         folder: where to keep it.
         record: takes down what happens.
         again: go on in a folder that holds a broken-off run of this recipe, from its newest snapshot.
+        by: who asked to go on.
 
     Returns:
         The task object, and the training, ready to start; it holds the lock of the folder.
@@ -81,7 +84,7 @@ def build(recipe: Recipe, folder: Path, record: Record, *, again: bool = False) 
     background.lock = hold_folder(folder)
     try:
         if again:
-            go_on(background, training, read_journal(folder / JOURNAL, damaged=(damaged := list[str]())))
+            go_on(background, training, read_journal(folder / JOURNAL, damaged=(damaged := list[str]())), by)
             for line in damaged:
                 record.warn("journal_damaged", line)
     except BaseException:
@@ -182,7 +185,7 @@ class Run:
             self._state, self._background, self._error = "preparing", None, ""
             self.task = None  # its memory is needed for the new one
             self.ended.clear()
-        begin(self, prepare_in_thread=prepare_in_thread, before=before)
+        begin(self, prepare_in_thread=prepare_in_thread, before=before, by=by)
 
     def replay(self, folder: str | os.PathLike[str] | None = None) -> Any:
         """Do the run again from its journal, hand-made changes included (lesson 54); returns what came out.
@@ -192,19 +195,27 @@ class Run:
         """
         return import_module("ftnb.replay").replay(self, folder)
 
-    def branch(self, step: int | None = None, *, folder: str | os.PathLike[str] | None = None, **changes: Any) -> "Run":
+    def branch(
+        self,
+        step: int | None = None,
+        *,
+        folder: str | os.PathLike[str] | None = None,
+        by: str = "user",
+        **changes: Any,
+    ) -> "Run":
         """Start another run from one of the snapshots, with other numbers from there on (lesson 54).
 
         Args:
             step: the snapshot's step; the newest one by default.
             folder: where to keep the branch; by default a new folder.
+            by: who asked.
             **changes: `lr`, `num_epochs`, `schedule`, `warmup`, `weight_decay`, `max_grad_norm`, `eval_every` …
 
         Raises:
             RunError: if there is no such snapshot.
             RecipeError: if a change cannot be made in the middle of a run.
         """
-        branched: Run = import_module("ftnb.replay").branch(self, step, folder=folder, **changes)
+        branched: Run = import_module("ftnb.replay").branch(self, step, folder=folder, by=by, **changes)
         return branched
 
     @property
@@ -326,24 +337,26 @@ class Run:
                 raise RunError(f"cannot {name.replace('_', ' ')}: run {self.id} is {self._state}.")
 
 
-def begin(run: Run, *, prepare_in_thread: bool, before: tuple[str, str, str] = ("idle", "", "")) -> None:
+def begin(
+    run: Run, *, prepare_in_thread: bool, before: tuple[str, str, str] = ("idle", "", ""), by: str = "user"
+) -> None:
     """Prepare a run and start its thread; where that cannot be, the run is as it was `before` (state, error, where)."""
     again = before[0] != "idle"
     try:
         if not prepare_in_thread:
-            prepare(run, again)
+            prepare(run, again, by)
     except BaseException:
         run._state, run._error, run._traceback = before
         run.ended.set() if again else None
         raise
     RUNS.begin(run)
-    threading.Thread(target=work_on, args=(run, again), name=f"ftnb-{run.id}", daemon=True).start()
+    threading.Thread(target=work_on, args=(run, again, by), name=f"ftnb-{run.id}", daemon=True).start()
 
 
-def prepare(run: Run, again: bool = False) -> None:
+def prepare(run: Run, again: bool = False, by: str = "user") -> None:
     """Build a run's training, and pass on the commands that came meanwhile."""
     run.record.journal, run.record.lost = None, False
-    task, background = build(run.recipe, run.folder, run.record, again=again)
+    task, background = build(run.recipe, run.folder, run.record, again=again, by=by)
     with run._lock:
         background.state = "running"
         for command in run._early:
@@ -355,12 +368,12 @@ def prepare(run: Run, again: bool = False) -> None:
         run.task, run._background = task, background
 
 
-def work_on(run: Run, again: bool = False) -> None:
+def work_on(run: Run, again: bool = False, by: str = "user") -> None:
     """The body of a run's thread."""
     try:
         if run._background is None:
             with quiet_bars():
-                prepare(run, again)
+                prepare(run, again, by)
         assert run._background is not None
         work(run._background)
     except Exception as error:  # noqa: BLE001  # only preparing raises; a thread has nobody to raise to

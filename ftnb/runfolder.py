@@ -5,6 +5,7 @@
 lock of the operating system says whether a process trains there; it ends with the process, however that ends.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -16,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ftnb.durable import make_folder, sync_folder, sync_tree, write_text
+from ftnb.events import Changed, JournalError, read_journal
 
 RECIPE, JOURNAL, BEST, LAST, SNAPSHOTS, ORIGIN, LOCK = (
     "recipe.toml", "events.jsonl", "model", "model-last", "snapshots", "branch.json", ".lock",
@@ -91,12 +93,28 @@ def write_origin(folder: Path, run: str, step: int) -> None:
 
 
 def branched_at(folder: Path) -> int | None:
-    """The step at which a run left another one; None if it began by itself."""
-    try:
-        step = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return step if type(step) is int and step >= 0 else None
+    """The step at which a run left another one; None if it began by itself.
+
+    Where `branch.json` is missing or damaged, the journal's own note counts.
+
+    Raises:
+        JournalError: if `branch.json` is damaged and the journal has no note that can be read.
+    """
+    path, step = folder / ORIGIN, None
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        step = json.loads(path.read_text(encoding="utf-8"))["step"]
+    if type(step) is int and step >= 0:
+        return step
+    events = read_journal(folder / JOURNAL, damaged=[]) if (folder / JOURNAL).exists() else []
+    notes = [e.new for e in events if isinstance(e, Changed) and e.what == "branched"]
+    if notes and isinstance(notes[-1], int | float) and notes[-1] >= 0:
+        return int(notes[-1])
+    if path.exists():
+        raise JournalError(
+            f"{path} should say where this run left another one, and is damaged; its journal does not say it either. "
+            "If the run began by itself, delete that file."
+        )
+    return None
 
 
 def write_model(write: Callable[[Path], object], target: Path) -> None:

@@ -417,6 +417,8 @@ def read_journal(path: str | os.PathLike[str], *, damaged: list[str] | None = No
             if damaged is None:
                 raise JournalError(f"{path}, line {number}: {error}") from None
             damaged.append(f"{path}, line {number}, is passed over: {error}")
+    if whole and lines[-1] and damaged is not None:
+        damaged.append(f"{path}, line {len(lines)}, is left out: it was cut short, as when a process ends in mid-word.")
     return events
 
 # %% [markdown]

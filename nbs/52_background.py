@@ -392,13 +392,14 @@ def take_snapshot(background: BackgroundTraining, training: Training) -> None:
     background.timer.taken(step, time.monotonic() - begin)
 
 
-def go_on(background: BackgroundTraining, training: Training, events: list[Event]) -> Restored:
+def go_on(background: BackgroundTraining, training: Training, events: list[Event], by: str = "user") -> Restored:
     """Bring a new training to the newest snapshot of a broken-off one and say so in its journal.
 
     Args:
         background: made for the training, with the folder of the old one; not started yet.
         training: the same recipe's training, as new.
         events: what the journal holds.
+        by: who asked.
 
     Raises:
         SnapshotError: if there is none that is whole, or data or frozen weights are others now.
@@ -413,7 +414,7 @@ def go_on(background: BackgroundTraining, training: Training, events: list[Event
         record.warn("snapshot_damaged", f"went back to an older snapshot: {path}")
     for note in restored.notes:
         record.warn("not_the_same", f"the result may differ in its last bits from one without the break. {note}.")
-    back = Changed(step=restored.step, time=record.seconds(), what="restored", old=last, new=restored.step)
+    back = Changed(step=restored.step, time=record.seconds(), what="restored", old=last, new=restored.step, by=by)
     record.add(back)
     kept = what_counts([*events, back])
     record.history.restart(kept)

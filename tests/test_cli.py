@@ -201,9 +201,40 @@ def test_stop_resume_replay_and_branch(place, ftnb, tmp_path):
     assert out.startswith("finetune(")
     assert Recipe.load(tmp_path / "branch").lr == 5e-4
     assert (tmp_path / "branch" / BEST).exists()
+    said = {(event.what, event.by) for event in Run.open(tmp_path / "branch").events if event.kind == "changed"}
+    assert {("branched", "command line"), ("restored", "command line")} <= said
     code, _, err = ftnb("branch", folder, "--set", "batch_size=3")
     assert code == 2
     assert "cannot change on the way" in err
     code, _, err = ftnb("branch", folder, "--step", 5)
     assert code == 2
     assert "no snapshot of step 5" in err
+
+
+def test_a_damaged_journal_is_shown_as_far_as_it_can_be_read(place, ftnb, tmp_path):
+    folder = tmp_path / "runs" / "spoilt"
+    Run(Recipe.load(place / "recipe.toml"), folder).start().wait()
+    journal = folder / "events.jsonl"
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], b"\xff{]\n", *lines[6:-1], lines[-1][:-9]]))
+    code, out, err = ftnb("show", folder)
+    assert code == 0
+    assert "valid: loss" in out
+    assert (folder / "report.png").exists()
+    assert "line 6, is passed over: not a line of JSON" in err
+    assert f"line {len(lines)}, is left out: it was cut short" in err
+    assert "What these lines said is missing above" in err
+
+    journal.write_bytes(b"")
+    assert ftnb("show", folder)[0] == 0
+    assert "is empty" in ftnb("show", folder)[2]
+    journal.write_bytes(b'{"schema": 99}\n')
+    for command in ("show", "resume", "replay", "branch"):
+        code, _, err = ftnb(command, folder)
+        assert (code, "Upgrade ftnb" in err) == (2, True), command
+    journal.write_bytes(whole)
+    (folder / "recipe.toml").write_text("lr = ")
+    for command in ("show", "resume", "replay", "branch"):
+        code, _, err = ftnb(command, folder)
+        assert (code, "recipe.toml: this is no TOML" in err) == (2, True), command

@@ -19,7 +19,7 @@ from ftnb.events import (
     Warned,
 )
 from ftnb.recipe import Recipe, RecipeError
-from ftnb.replay import difference, overlay, replay, script_of, weights_of
+from ftnb.replay import difference, overlay, own_events, replay, script_of, weights_of
 from ftnb.run import Run, RunError, finetune
 from ftnb.runfolder import BEST, SNAPSHOTS, branched_at
 from ftnb.snapshots import Snapshots
@@ -217,6 +217,82 @@ def test_what_cannot_branch_says_why_and_leaves_nothing(recipe, tmp_path):
     finally:
         (tmp_path / "gone.csv").rename(recipe.data)
     assert not (tmp_path / "branch").exists()
+
+
+# What is damaged on the disk
+
+
+def spoil(run: Run, *, torn: bool = False, only: str = "") -> int:
+    """Damage the journal: its last line is cut short, or the first line that holds some text; returns its number."""
+    path = run.folder / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    at = len(lines) - 1 if torn else next(i for i, line in enumerate(lines) if only in line)
+    lines[at] = lines[at][:20] + ("" if torn else "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return at + 1
+
+
+def test_a_branch_of_a_run_with_a_damaged_journal_takes_what_can_be_read_and_says_what_is_missing(recipe):
+    run = finetune(recipe, progress=False)
+    number = spoil(run, only='"step": 2, ')
+    spoil(run, torn=True)
+    branch = run.branch(4)
+    assert branch.wait() == "done"
+    assert difference(run.folder, branch.folder) == 0.0
+    said = [e.message for e in branch.events if isinstance(e, Warned) and e.code == "journal_damaged"]
+    assert f"line {number}, is passed over" in said[0]
+    assert "it was cut short" in said[1]
+
+
+def test_a_replay_says_which_lines_it_could_not_read(recipe):
+    run = steered(recipe, {3: [lambda run: run.set_lr(3e-3)]})
+    number = spoil(run, only='"what": "lr"')
+    again = Run.open(run.folder).replay()
+    assert again.max_abs_diff > 0
+    assert f"line {number}, is passed over" in str(again)
+    assert "was not done again" in str(again)
+    assert any(isinstance(e, Warned) and e.code == "journal_damaged" for e in again.run.events)
+    spoil(run, torn=True)
+    with pytest.raises(RunError, match=r"no end in its journal(.|\n)*it was cut short"):
+        run.replay()
+
+
+def test_a_damaged_note_of_a_branch_is_made_good_from_the_journal_or_refused(recipe):
+    run = finetune(recipe, progress=False)
+    branch = run.branch(4, lr=2e-3)
+    branch.wait()
+    note = branch.folder / "branch.json"
+    whole = note.read_text()
+    for text in ("", '{"run": "x"', '{"run": "x", "step": "four"}', '{"run": "x", "step": -1}', "[]"):
+        note.write_text(text)
+        assert branched_at(branch.folder) == 4
+    assert branch.replay().max_abs_diff == 0.0
+    note.unlink()
+    assert branched_at(branch.folder) == 4
+    assert branched_at(run.folder) is None
+
+    spoil(branch, only='"what": "branched"')
+    note.write_text(whole)
+    with pytest.raises(JournalError, match=r"no line of its journal(.|\n)*is passed over"):
+        branch.replay()
+    note.write_text("{")
+    with pytest.raises(JournalError, match="branch.json should say .* is damaged"):
+        branch.replay()
+
+
+def test_who_asked_is_written_down(recipe):
+    run = steered(recipe, {6: [lambda run: run.stop(by="somebody")]})
+    run.resume(by="a panel")
+    run.wait()
+    branch = run.branch(4, by="a script")
+    branch.wait()
+    assert [e.by for e in run.events if isinstance(e, Changed)] == ["somebody", "a panel"]
+    assert [e.by for e in branch.events if isinstance(e, Changed)] == ["a script", "a script"]
+    again = branch.replay()
+    assert {e.by for e in own_events(again.run.events) if isinstance(e, Changed)} == {"replay"}
+
+
+# Going on
 
 
 def test_a_stopped_branch_goes_on(recipe):
