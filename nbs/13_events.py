@@ -573,4 +573,4 @@ assert [round(x, 6) for x in smoothed(mixed)] == [1.0, 0.9]
 # - Commands are records too, and come back as `changed` events with the step they took effect at.
 # - A journal is one JSON line per event behind a schema line. Any prefix of it is readable and can be continued.
 #
-# **What next:** lesson 14 draws these events, lesson 17 produces them. **Sources:** the JSON Lines convention (jsonlines.org); transformers' `TrainingArguments.logging_nan_inf_filter`.
+# **What next:** lesson 14 draws these events, lesson 18 produces them. **Sources:** the JSON Lines convention (jsonlines.org); transformers' `TrainingArguments.logging_nan_inf_filter`.

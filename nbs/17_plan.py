@@ -314,27 +314,26 @@ assert (best_test - last_test).mean() > 0.03 and (chosen - best_test).mean() > 0
 # %% [markdown]
 # So keep the best, but quote its *test* score. The validation score of a chosen model is a maximum over tries.
 #
-# ## The story: the new rate that was ignored
+# ## The story: seven hours, and the worst model kept
 #
-# Someone resumes a run with a smaller learning rate, and nothing changes: the scheduler's saved state holds the *old* base rate and puts it back (huggingface/transformers#23099 is one of many such threads). With PyTorch's own parts it takes six lines. Our `Rates` keep the peak apart from the schedule, so a changed peak is the peak.
+# Whoever keeps "the best" model must know which way is better, and a program that does not know guesses. transformers' `Trainer` guessed by the name: smaller was better for `loss` and `eval_loss`, larger for everything else. Somebody measured on several data sets, so the loss was called `eval_NAME_loss`; after seven hours of training the *largest* loss had been kept, and the good models were gone (huggingface/transformers#31142, May 2024). Since then any name that ends in "loss" will do; a `perplexity` still counts as better when it is larger, unless `greater_is_better` says otherwise.
 
 # %%
-def optimizer_and_scheduler(lr: float) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    optimizer = torch.optim.AdamW(toy.parameters(), lr=lr)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+def guessed(name: str) -> bool:
+    return name not in ("loss", "eval_loss")
 
-old_optimizer, old_scheduler = optimizer_and_scheduler(lr=1e-3)
-new_optimizer, new_scheduler = optimizer_and_scheduler(lr=1e-4)  # what the person asked for
-new_optimizer.load_state_dict(old_optimizer.state_dict())
-new_scheduler.load_state_dict(old_scheduler.state_dict())
-new_optimizer.step()
-new_scheduler.step()
-resumed = Rates(lr=1e-3)
-resumed.set(1e-4, None, {})
-new_optimizer.param_groups[0]["lr"], resumed.peak("all", 1.0)
+losses = ((100, 0.69), (200, 0.41), (300, 0.38), (400, 0.45))
+by_name, told = Best(guessed("eval_reviews_loss")), Best(higher_is_better=False)
+for step, loss in losses:
+    by_name.offer(loss, step)
+    told.offer(loss, step)
+{"guessed by the name": (by_name.step, by_name.value), "told": (told.step, told.value)}
 
 # %%
-assert new_optimizer.param_groups[0]["lr"] == 1e-3 and resumed.peak("all", 1.0) == 1e-4
+assert by_name.value == max(loss for _, loss in losses) and told.value == min(loss for _, loss in losses)
+
+# %% [markdown]
+# Here nothing is guessed: a metric brings its direction along ([lesson 12](12_metrics.ipynb)), and `Best` cannot be made without one.
 
 # %% [markdown]
 # ## Exercises
@@ -375,4 +374,4 @@ assert flattery(500) > flattery(10) > 0.8
 # - A live change sets the peak, for all groups in proportion or for one alone.
 # - Keep the best model, and do not quote the score it was chosen by.
 #
-# **What next:** lesson 18 is the loop that follows this plan. **Sources:** Prechelt (1998), "Early stopping, but when?"; huggingface/transformers#23099.
+# **What next:** lesson 18 is the loop that follows this plan. **Sources:** Prechelt (1998), "Early stopping, but when?"; huggingface/transformers#31142.
