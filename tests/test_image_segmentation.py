@@ -494,15 +494,7 @@ def test_enlarging_keeps_what_fits():
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize(
-    ("strategy", "lr"),
-    [
-        (Full(), 1e-3),
-        pytest.param(Head(), 3e-3, marks=pytest.mark.slow),
-        pytest.param(LayerDecay(0.7), 2e-3, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("strategy", "lr"), [(Full(), 1e-3), (Head(), 3e-3), (LayerDecay(0.7), 2e-3)], ids=str)
 def test_pets_with_imagenet_features_beat_the_best_constant_mask(test_data, strategy, lr):
     weights = test_data / "weights" / "squeezenet1_0_imagenet" / "squeezenet1_0_deepcompressed_imagenet_fp16.pth"
     task = ImageSegmentation.prepare(

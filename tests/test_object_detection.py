@@ -544,13 +544,7 @@ def test_weights_from_a_file_for_other_classes_or_for_the_backbone_alone(tmp_pat
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(
-    ("strategy", "lr", "num_epochs"),
-    [
-        (Head(), 2e-3, 4),
-        pytest.param(Full(), 5e-4, 8, marks=pytest.mark.slow),
-        pytest.param(LayerDecay(0.5), 2e-3, 8, marks=pytest.mark.slow),
-    ],
-    ids=str,
+    ("strategy", "lr", "num_epochs"), [(Head(), 2e-3, 4), (Full(), 5e-4, 8), (LayerDecay(0.5), 2e-3, 8)], ids=str
 )
 def test_heads_of_pets_are_found_with_a_body_pretrained_on_imagenet(test_data, strategy, lr, num_epochs):
     """SqueezeNet's body, and a new pyramid and head, see 96 pictures; rates and epochs come from the validation split.

@@ -77,15 +77,7 @@ def from_scratch(test_data) -> float:
     return train_on_digits(test_data, Full(), 1e-3, scratch=True)[0]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "lr"),
-    [
-        (Full(), 1e-3),
-        pytest.param(LayerDecay(0.8), 1.5e-3, marks=pytest.mark.slow),
-        pytest.param(Head(), 5e-3, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("strategy", "lr"), [(Full(), 1e-3), (LayerDecay(0.8), 1.5e-3), (Head(), 5e-3)], ids=str)
 def test_digits_by_strangers(test_data, from_scratch, strategy, lr):
     """What was learnt from a synthesiser's babble alone carries over to real voices; the floor is the same network
     from random weights, after the same steps.
@@ -100,11 +92,7 @@ def test_digits_by_strangers(test_data, from_scratch, strategy, lr):
 
 @pytest.mark.parametrize(
     ("strategy", "lr"),
-    [
-        (Full(), 1.5e-3),
-        pytest.param(LayerDecay(0.9), 2e-3, marks=pytest.mark.slow),
-        pytest.param(LPFT(head_share=0.1, head_lr=5.0), 2e-3, marks=pytest.mark.slow),
-    ],
+    [(Full(), 1.5e-3), (LayerDecay(0.9), 2e-3), (LPFT(head_share=0.1, head_lr=5.0), 2e-3)],
     ids=["full", "layer-decay", "lp-ft"],
 )
 def test_strings_of_digits_by_strangers(test_data, strategy, lr):

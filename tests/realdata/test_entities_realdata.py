@@ -91,7 +91,6 @@ def test_a_head_alone_learns_something_from_wikipedia(wikigold, minilm):
     assert scores["f1"] > 0.2
 
 
-@pytest.mark.slow
 def test_names_nobody_has_seen_in_tweets_are_found_better_than_by_a_dictionary(test_data, minilm, tmp_path):
     """Measured: 0.25 with 500 sentences, the dictionary 0.01, since these names hardly ever come back."""
     source, folder = test_data / "ner" / "wnut17", tmp_path / "wnut17"

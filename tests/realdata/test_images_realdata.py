@@ -55,15 +55,7 @@ def baseline(pets: Path, squeezenet: str) -> float:
     return float(fitted.score(test.numpy(), truth))
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        "head",
-        pytest.param("full", marks=pytest.mark.slow),
-        pytest.param({"name": "layer-decay", "decay": 0.8}, marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("strategy", ["head", "full", {"name": "layer-decay", "decay": 0.8}], ids=str)
 def test_breeds_of_pets_reach_what_a_linear_classifier_on_frozen_features_reaches(
     pets, squeezenet, baseline, strategy, tmp_path
 ):

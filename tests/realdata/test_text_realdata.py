@@ -40,7 +40,6 @@ def film_reviews(test_data: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_film_reviews_reach_080_and_the_saved_model_agrees(film_reviews, minilm, tmp_path):
     run = finetune(
         data=str(film_reviews),
@@ -129,7 +128,7 @@ def test_ten_texts_for_each_of_77_intents_beat_a_bag_of_words(test_data, minilm,
 
 
 def test_the_command_line_takes_a_tsv_and_a_local_model(film_reviews, minilm, tmp_path):
-    """`ftnb run recipe.toml` on somebody's files; a part of the sentences, the whole job is tested above."""
+    """`ftnb run recipe.toml` on somebody's files; a part of the sentences, since the whole job is tested above."""
     train = (film_reviews / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
     (film_reviews / "train.tsv").write_text("".join(train[::9][:320]), encoding="utf-8")
     (film_reviews / "test.tsv").unlink()
