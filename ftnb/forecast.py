@@ -19,7 +19,7 @@ from ftnb.estimate import Estimate, estimate, longest_batch
 from ftnb.ledger import shares, with_numbers
 from ftnb.plan import Plan, Settings
 from ftnb.pretrained import ModelError, find_model
-from ftnb.recipe import Recipe, make_learner, prepare_task, training_settings
+from ftnb.recipe import IN_MEMORY, Recipe, make_learner, prepare_task, training_settings
 from ftnb.step import Arithmetic, Learner, Phase, build_optimizer, set_modes, set_trainable
 from ftnb.strategies import NamedStrategy, strategy_from
 from ftnb.tasks import TASKS, task_class
@@ -183,7 +183,8 @@ def prepare_without_weights(recipe: Recipe) -> Any:
     Raises:
         ValueError: as a run would raise it.
     """
-    if not isinstance(recipe.data, str) or _at_hand(recipe.model):
+    gone = isinstance(recipe.data, str) and recipe.data.startswith(IN_MEMORY)
+    if gone or _at_hand(recipe.model):
         return prepare_task(recipe)
     options = {name: getattr(recipe, name) for name in TASKS[recipe.task].options}
     problem: Exception | None = None
@@ -200,6 +201,8 @@ def prepare_without_weights(recipe: Recipe) -> Any:
 
 
 def _at_hand(model: str) -> bool:
+    if model.startswith("torchvision:"):  # its weights may have to be fetched
+        return False
     try:
         place, source = find_model(model)
     except ModelError:

@@ -11,6 +11,8 @@ from ftnb.cli import app
 from ftnb.forecast import forecast
 from ftnb.recipe import Recipe
 from ftnb.run import Run
+from ftnb.tasks import TASKS
+from tests.test_task_matrix import TINY
 from tests.tiny import tiny_bert, write_csv
 
 
@@ -93,3 +95,32 @@ def test_a_budget_of_tokens_counts_as_the_run_counts(own):
     small, large = (forecast(recipe.replace(batch_tokens=n), dry_run=False) for n in (64, 640))
     assert small.num_steps > large.num_steps
     assert small.estimate.worst.activations < large.estimate.worst.activations
+
+
+WITHOUT_A_FOLDER = {
+    "image-classification": ["torchvision:resnet18"],
+    "object-detection": ["torchvision:resnet18", "torchvision:fcos_resnet50_fpn"],
+    "image-segmentation": ["torchvision:lraspp_mobilenet_v3_large"],
+}
+MODELS = [(task, name) for task in TASKS for name in ("", *WITHOUT_A_FOLDER.get(task, []))]
+
+
+@pytest.mark.parametrize(("task", "model"), MODELS)
+def test_no_weights_are_read_or_fetched_for_a_forecast(task, model, tmp_path, monkeypatch):
+    """The network is out of the question: whoever asks for numbers of a checkpoint fails here."""
+    own = TINY[task](tmp_path)
+    options = {"image_size": own["image_size"]} if "image_size" in own else {}
+    options |= {"image_size": 64} if model else {}
+    monkeypatch.setattr(ftnb.forecast, "SMALL", -1)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a forecast asked for weights")
+
+    for module in ("ftnb.vision.torchvision_models", "ftnb.vision.models", "ftnb.segmentation.torchvision_models"):
+        monkeypatch.setattr(f"{module}.read_weights", refuse)
+    monkeypatch.setattr("ftnb.detection.models.read_weights", refuse)
+    monkeypatch.setattr("ftnb.detection.models.load_file", refuse)
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", refuse)
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    recipe = Recipe(task=task, data=own["data"], model=model or own["model"], batch_size=2, device="cpu", **options)
+    assert forecast(recipe, dry_run=False).point > 0

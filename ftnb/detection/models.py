@@ -173,16 +173,19 @@ def _from_transformers_body(
             "ConvNeXt, or a model of the DETR family."
         )
     stages = list(range(1, len(config.stage_names)))
-    # AutoBackbone.from_pretrained asks the Hub about a local folder's path, so the class itself is asked
-    body_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    body = body_class.from_pretrained(place, out_indices=stages, dtype=torch.float32, use_safetensors=True)
+    config = AutoConfig.from_pretrained(place, out_indices=stages)
     plan = {
         "kind": "transformers-body",
-        "config": body.config.to_dict(),
+        "config": config.to_dict(),
         "frozen_norm": not scratch,
         "transform": replace(own, height=side, width=side, resize=None).to_dict(),
     }
-    return _finished(build(plan, len(labels)), plan, labels) if scratch else _with_body(plan, labels, body)
+    if scratch:  # its weights are neither needed nor fetched
+        return _finished(build(plan, len(labels)), plan, labels)
+    # AutoBackbone.from_pretrained asks the Hub about a local folder's path, so the class itself is asked
+    body_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    body = body_class.from_pretrained(place, config=config, dtype=torch.float32, use_safetensors=True)
+    return _with_body(plan, labels, body)
 
 
 def _with_body(plan: Mapping[str, Any], labels: Sequence[str], body: nn.Module) -> Detector:
