@@ -3,7 +3,7 @@
 #
 # > One object from your table to a saved model: data, model, loss, metrics, and what to look at in between.
 #
-# At the end you can bring your own texts and labels into a training, look at what the model really sees, read its errors, and save a folder that `transformers.pipeline` loads. Runs in about 35 s on a CPU.
+# At the end you can bring your own texts and labels into a training, look at what the model really sees, read its errors, and save a folder that `transformers.pipeline` loads. Runs in about 45 s on a CPU.
 
 # %%
 #| default_exp tasks.text_classification
@@ -829,7 +829,17 @@ assert all((test < 0.55) if name == "scratch" else (test > 0.6) for (name, _), (
 assert found["scratch", 61][1] < 0.4 and found["scratch", 62][1] < 0.4 and found["scratch", 63][0] < 0.65
 
 # %% [markdown]
-# As expected on two of the seeds, whose models from random weights learned the days and next to nothing else, and are praised for it by the validation set. On the third, such a model had learned nothing yet after 24 steps, and the pretrained one misses our mark by a little: it has begun to take the trace, too. (Trained on for ten epochs, on six other seeds, it had 0.24 to 0.88: how far it goes is chance.) Only a test from elsewhere, or reading the errors, shows any of this:
+# As expected on two of the seeds, whose models from random weights learned the days and next to nothing else, and are praised for it by the validation set. On the third, such a model had learned nothing yet after three epochs, and the pretrained one misses our mark by a little: it has begun to take the trace, too. How far does it go if it trains on, for ten epochs, on other seeds?
+
+# %%
+longer = {seed: fit(TextClassification.prepare(of, "builtin:bert-reviews", seed=seed), 10, seed) for seed, of in ((s, traced(s)) for s in (64, 65))}
+{seed: f"validation {t.evaluate('valid')['accuracy']:.2f}, days swapped {t.evaluate('test')['accuracy']:.2f}" for seed, t in longer.items()}
+
+# %%
+assert all(t.evaluate("valid")["accuracy"] > 0.9 and t.evaluate("test")["accuracy"] < 0.6 for t in longer.values())
+
+# %% [markdown]
+# It goes over to the trace: the validation score is better than ever, and what the model knew of opinions is hardly asked any more. Only a test from elsewhere, or reading the errors, shows any of this:
 
 # %%
 tasks["scratch", 61].show_errors(2, split="test")
