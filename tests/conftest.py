@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = str(min(2, int(os.environ.get("OMP_NUM_THREADS") or 1)))
@@ -12,6 +12,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import matplotlib
 import pytest
+
+if TYPE_CHECKING:
+    from ftnb.recipe import Recipe
 
 # Not the variable MPLBACKEND: kernels that tests start would inherit it and show no pictures.
 matplotlib.use("Agg")
@@ -62,6 +65,26 @@ def test_data() -> Path:
     if folder is None:
         _not_here("Real-data tests need a folder with the data: set FTNB_TEST_DATA to it.")
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, `bert`, and a table, `reviews.csv`, for tests of whole runs."""
+    from tests.tiny import tiny_bert, write_csv
+
+    folder = tmp_path_factory.mktemp("place")
+    tiny_bert(folder / "bert")
+    write_csv(folder / "reviews.csv")
+    return folder
+
+
+@pytest.fixture
+def recipe(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Recipe":
+    """A recipe for these two; runs go to a folder of the test."""
+    from ftnb.recipe import Recipe
+
+    monkeypatch.setenv("FTNB_RUNS", str(tmp_path / "runs"))
+    return Recipe(data=str(place / "reviews.csv"), model=str(place / "bert"), lr=1e-3, num_epochs=2, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from ftnb.background import ENDED, BackgroundTraining, Record, RunError
 from ftnb.events import Changed, Evaluated, Finished, Saved, Stepped, Warned, read_journal
 from ftnb.runfolder import BEST, JOURNAL, LAST
 from ftnb.train import Training, TrainingError
-from tests.toys import loss, toy_learner, weights
+from tests.toys import loss, toy_learner, until, weights
 
 FAST = {"lr": 1e-2, "num_epochs": 3, "device": "cpu"}
 
@@ -30,13 +30,6 @@ def make(folder: Path, learner=None, write=None, **changes) -> BackgroundTrainin
 def finish(background: BackgroundTraining) -> str:
     assert background.ended.wait(30), f"still {background.state}"
     return background.state
-
-
-def until(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 def at(background: BackgroundTraining, step: int, action) -> None:

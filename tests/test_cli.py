@@ -19,16 +19,12 @@ from ftnb.recipe import Recipe
 from ftnb.registry import RUNS
 from ftnb.run import Run
 from ftnb.runfolder import BEST, LAST
-from tests.tiny import tiny_bert, write_csv
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("place")
-    tiny_bert(place / "bert")
-    write_csv(place / "reviews.csv")
+def place(place) -> Path:
     settings = {"lr": 1e-3, "num_epochs": 2, "device": "cpu"}
     Recipe(data=str(place / "reviews.csv"), model=str(place / "bert"), **settings).save(place / "recipe.toml")
     return place

@@ -1,7 +1,6 @@
 """The panel without a browser: widgets fire their handlers when code sets them, and a fake run remembers."""
 
 import io
-import time
 from types import SimpleNamespace
 
 import pandas as pd
@@ -20,6 +19,7 @@ from ftnb.tasks.display import TextTable
 from ftnb.widgets import form as form_module
 from ftnb.widgets.controls import log_slider
 from ftnb.widgets.figure import Picture
+from tests.toys import until
 
 
 @pytest.fixture
@@ -33,13 +33,6 @@ def runs(monkeypatch, tmp_path):
     yield FakeRun.made
     for run in FakeRun.made:
         run.stop()
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def slow(monkeypatch):

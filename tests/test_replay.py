@@ -23,24 +23,11 @@ from ftnb.replay import difference, overlay, own_events, replay, script_of, weig
 from ftnb.run import Run, RunError, finetune
 from ftnb.runfolder import BEST, SNAPSHOTS, branched_at
 from ftnb.snapshots import Snapshots
-from tests.tiny import tiny_bert, write_csv
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("place")
-    tiny_bert(place / "bert")
-    write_csv(place / "reviews.csv")
-    return place
 
 
 @pytest.fixture
-def recipe(place, tmp_path, monkeypatch) -> Recipe:
-    monkeypatch.setenv("FTNB_RUNS", str(tmp_path / "runs"))
-    return Recipe(
-        data=str(place / "reviews.csv"), model=str(place / "bert"), lr=1e-3, num_epochs=3, device="cpu",
-        accumulation=2, batch_size=4, snapshot_every=4, keep_snapshots=9,
-    )  # fmt: skip
+def recipe(recipe) -> Recipe:
+    return recipe.replace(num_epochs=3, accumulation=2, batch_size=4, snapshot_every=4, keep_snapshots=9)
 
 
 def steered(recipe: Recipe, hands: dict[int, list]) -> Run:

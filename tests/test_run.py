@@ -21,36 +21,14 @@ from ftnb.recipe import Recipe, RecipeError
 from ftnb.run import Run, RunError, current_run, finetune, get_run, runs
 from ftnb.runfolder import BEST, JOURNAL, LAST, RECIPE, SNAPSHOTS, model_folder, write_model
 from ftnb.tables import DataError
-from tests.tiny import reviews, tiny_bert, write_csv
-from tests.toys import weights
+from tests.tiny import reviews
+from tests.toys import until, weights
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with a tiny model and a table."""
-    place = tmp_path_factory.mktemp("place")
-    tiny_bert(place / "bert")
-    write_csv(place / "reviews.csv")
-    return place
-
-
-@pytest.fixture
-def recipe(place, tmp_path, monkeypatch) -> Recipe:
-    monkeypatch.setenv("FTNB_RUNS", str(tmp_path / "runs"))
-    return Recipe(data=str(place / "reviews.csv"), model=str(place / "bert"), lr=1e-3, num_epochs=2, device="cpu")
-
-
 def long(recipe: Recipe) -> Recipe:
     return recipe.replace(num_epochs=1000)
-
-
-def until(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 def test_finetune_leaves_everything_in_its_folder(recipe):

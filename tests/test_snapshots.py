@@ -21,7 +21,7 @@ from ftnb.runfolder import JOURNAL, SNAPSHOTS, hold_folder
 from ftnb.snapshots import MANIFEST, STATE, SnapshotError, Snapshots, read_state
 from ftnb.train import Training, TrainingError
 from tests.test_train import HeadThenFull
-from tests.tiny import tiny_bert, write_csv
+from tests.tiny import write_csv
 from tests.toys import Net, points, toy_learner, weights
 
 ROOT = Path(__file__).parent.parent
@@ -308,21 +308,9 @@ def test_no_pickle_is_read():
 # Runs
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("place")
-    tiny_bert(place / "bert")
-    write_csv(place / "reviews.csv")
-    return place
-
-
 @pytest.fixture
-def recipe(place, tmp_path, monkeypatch) -> Recipe:
-    monkeypatch.setenv("FTNB_RUNS", str(tmp_path / "runs"))
-    return Recipe(
-        data=str(place / "reviews.csv"), model=str(place / "bert"), lr=1e-3, num_epochs=3, device="cpu",
-        snapshot_every=2,
-    )  # fmt: skip
+def recipe(recipe) -> Recipe:
+    return recipe.replace(num_epochs=3, snapshot_every=2)
 
 
 def final(run: Run) -> torch.Tensor:

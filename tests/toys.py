@@ -1,5 +1,7 @@
 """A tiny learner for tests of the engine: points in a plane, a network with dropout and BatchNorm, ragged batches."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +13,14 @@ from ftnb.metrics import classification_metrics
 from ftnb.step import Batch, Learner
 
 torch.set_num_threads(1)  # "bitwise" holds for one thread; with two on a busy machine, sums came out in another order
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for something that another thread does; fail if it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
 
 
 def points(num_examples: int, seed: int) -> list[dict[str, Tensor]]:
