@@ -3,16 +3,16 @@
 With a trunk cache (lesson 23) it also says what each phase's cache will hold and save.
 """
 
-import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ftnb.cache_forecast import savings_of
 from ftnb.data import Batches
 from ftnb.devices import choose_device, free_memory, to_device
 from ftnb.estimate import Estimate, estimate, longest_batch
@@ -20,11 +20,10 @@ from ftnb.ledger import shares, with_numbers
 from ftnb.plan import Plan, Settings
 from ftnb.pretrained import ModelError, find_model
 from ftnb.recipe import IN_MEMORY, Recipe, make_learner, prepare_task, training_settings
-from ftnb.step import Arithmetic, Learner, Phase, build_optimizer, set_modes, set_trainable
+from ftnb.step import Arithmetic, Learner, build_optimizer, set_modes, set_trainable
 from ftnb.strategies import NamedStrategy, strategy_from
 from ftnb.tasks import TASKS, task_class
-from ftnb.train import Training
-from ftnb.trunk_cache import Saving, TrunkCache, savings
+from ftnb.trunk_cache import Saving, TrunkCache
 from ftnb.trunk_fill import in_words
 
 SMALL = 200e6  # bytes of a checkpoint on disk; below it, the weights are read: they say which layers start new
@@ -42,6 +41,7 @@ class Forecast:
         seconds: about how long it will train and evaluate; None if that is not known.
         num_steps: optimizer steps.
         savings: what the trunk cache does for each phase; empty without a cache, or if the model is too large to try.
+        untried: whether there is a cache and nobody knows what it will save, since the model is too large to try.
         kept: bytes that the cache will hold in the device's memory; they are in `point` and `bound`.
     """
 
@@ -50,6 +50,7 @@ class Forecast:
     seconds: float | None
     num_steps: int
     savings: tuple[Saving, ...] = ()
+    untried: bool = False
     kept: int = 0
 
     @property
@@ -74,8 +75,8 @@ class Forecast:
         words = {True: "", None: " (it may be too much)", False: " (more than is free)"}
         room = words[self.fits if self.free else True]
         lasts = f", about {duration(self.seconds)}" if self.seconds is not None else ""
-        useful = [saving for saving in self.savings if not saving.reason] or self.savings[:1]
-        cached = f" Trunk cache: {'; '.join(str(saving).rstrip('.') for saving in useful)}." if useful else ""
+        useful = [str(saving) for saving in self.savings if not saving.reason] or self._cache_lines()[:1]
+        cached = f" Trunk cache: {'; '.join(text.rstrip('.') for text in useful)}." if useful else ""
         return f"Will need about {in_words(self.point)} of memory, at most {in_words(self.bound)}{room}{lasts}.{cached}"
 
     def __str__(self) -> str:
@@ -90,8 +91,12 @@ class Forecast:
             lines += ["This is more than is free: a smaller batch with accumulation, a shorter max_length, or 'lora'."]
         lasts = f"about {duration(self.seconds)}" if self.seconds is not None else "not known before the first steps"
         lines += [f"time: {lasts} ({self.num_steps:,} steps)"]
-        lines += ["trunk cache:", *(f"  {saving}" for saving in self.savings)] if self.savings else []
-        return "\n".join(lines)
+        cached = self._cache_lines()
+        return "\n".join([*lines, *(["trunk cache:"] if cached else []), *(f"  {text}" for text in cached)])
+
+    def _cache_lines(self) -> list[str]:
+        unknown = ["what it saves is not known before the start: the model is too large to try it."]
+        return unknown if self.untried else [str(saving) for saving in self.savings]
 
 
 def duration(seconds: float) -> str:
@@ -134,47 +139,16 @@ def forecast_of(
     found = estimate(learner, strategy, settings)
     num_steps = Plan(len(learner.train), settings.accumulation, settings.num_epochs).num_steps
     seconds = time_of(learner, strategy, settings, found) if dry_run else None
-    saved = savings_of(learner, strategy, settings, cache) if cache is not None else []
+    small = sum(p.numel() for p in learner.model.parameters()) <= MOST_PARAMETERS
+    saved = savings_of(learner, strategy, settings, cache) if cache is not None and small else []
     if seconds is not None and saved:
         shares = [phase.share for phase, _ in saved]
         seconds *= sum(share / s.speedup for share, (_, s) in zip(shares, saved, strict=True)) / sum(shares)
     kept = max((s.num_bytes for _, s in saved), default=0)
     in_memory = cache is not None and cache.where == "memory" and device.type == "cpu"
     rows = tuple(saving for _, saving in saved)
-    return Forecast(found, free_memory(device), seconds, num_steps, rows, kept if in_memory else 0)
-
-
-def savings_of(
-    learner: Learner, strategy: NamedStrategy, settings: Settings, cache: TrunkCache
-) -> list[tuple[Phase, Saving]]:
-    """What a cache will do for each phase, tried on three examples with a copy of the model; nothing is kept.
-
-    A model without numbers gets random ones: what is saved depends on shapes. A model too large to copy gives nothing.
-    """
-    if sum(p.numel() for p in learner.model.parameters()) > MOST_PARAMETERS:
-        return []
-    device = choose_device(settings.device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        training = Training(replace(learner, model=with_numbers(learner.model, device)), strategy, settings)
-        rows = savings(training, low=cache.low)
-    return [(phase, _within(cache, saving)) for phase, saving in zip(training.phases, rows, strict=True)]
-
-
-def _within(cache: TrunkCache, saving: Saving) -> Saving:
-    """A saving, unless there is no room for it: then why not."""
-    if saving.reason:
-        return saving
-    if cache.where == "disk":
-        place = next(folder for folder in (cache.folder, *cache.folder.parents) if folder.exists())
-        free = shutil.disk_usage(place).free
-    else:
-        free = free_memory(torch.device("cpu")) or 2**40
-    room = int(cache.max_gb * 1e9) if cache.max_gb is not None else free // 2
-    if saving.num_bytes <= room:
-        return saving
-    where = "on the disk" if cache.where == "disk" else "of memory"
-    reason = f"it would need {in_words(saving.num_bytes)} {where} and may take {in_words(room)}."
-    return Saving(saving.phase, reason=reason)
+    untried = cache is not None and not rows
+    return Forecast(found, free_memory(device), seconds, num_steps, rows, untried, kept if in_memory else 0)
 
 
 def prepare_without_weights(recipe: Recipe) -> Any:

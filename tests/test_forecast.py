@@ -78,7 +78,10 @@ def test_no_weights_are_needed_to_know_it(own, monkeypatch):
     assert without.savings[0].share == pytest.approx(here.savings[0].share)
     assert without.savings[0].num_bytes == here.savings[0].num_bytes
     monkeypatch.setattr(ftnb.forecast, "MOST_PARAMETERS", 10)
-    assert forecast(Recipe(**own), dry_run=False).savings == ()
+    too_large = forecast(Recipe(**own), dry_run=False)
+    assert too_large.savings == ()
+    for words in (str(too_large), too_large.line()):
+        assert "what it saves is not known before the start" in words
 
 
 def test_the_command_line_says_it(own):
