@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from tests.bench.against_trainer import against_trainer
 from tests.bench.cache import cache_table
+from tests.bench.estimate_time import estimate_time
 from tests.bench.full import full_against_trainer
 from tests.bench.numerics import numerics_table
 from tests.bench.overhead import overhead
@@ -131,6 +132,11 @@ def of_estimate(s: Setup) -> Any:
     return importlib.import_module("tests.bench.estimate").estimate_table(say=s.say)
 
 
+def of_estimate_time(s: Setup) -> Any:
+    small: dict[str, Any] = {"tasks": ("text-classification",), "strategies": ("head",)}
+    return estimate_time(say=s.say, **(small if s.tiny else {}))
+
+
 def of_plain_script(s: Setup) -> Any:
     train, valid = s.part(0, 24 if s.tiny else 1500), s.part(1, 8 if s.tiny else 100)
     return against_plain_script(s.pairs, source=s.source, train=train, valid=valid, folder=s.folder, say=s.say)
@@ -147,6 +153,7 @@ PARTS: dict[str, Callable[[Setup], Any]] = {
     "import_seconds": of_import,
     "overhead": of_overhead,
     "estimate": of_estimate,
+    "estimate_time": of_estimate_time,
     "cache": of_cache,
     "full_against_trainer": of_full,
     "against_trainer": of_against_trainer,
