@@ -22,7 +22,7 @@ from ftnb.tasks.text_classification import TextClassification
 from ftnb.train import Training
 from ftnb.trunk_cache import Saving, TrunkCache
 
-CASES = ((6, 1, 4, 1024), (12, 1, 10, 512), (6, 0, 10, 1024))  # layers, trained ones (0: head alone), epochs, examples
+CASES = ((6, 1, 4, 1024), (12, 1, 10, 256), (6, 0, 10, 1024))  # layers, trained ones (0: head alone), epochs, examples
 Rows = list[dict[str, str]]
 
 
