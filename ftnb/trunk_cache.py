@@ -180,13 +180,14 @@ class Saving:
 
     @property
     def speedup(self) -> float:
-        """How much faster the phase's steps become, the filling included."""
+        """How much faster the phase's steps become, the filling included, if multiplications were all that takes time."""
         return speedup(self.share, self.num_epochs)
 
     def __str__(self) -> str:
         if self.reason:
             return f"{self.phase}: no cache; {self.reason}"
-        return f"{self.phase}: {self.cut} computed once ({in_words(self.num_bytes)}), {self.speedup:.2f} times as fast"
+        what = f"{self.cut} computed once ({in_words(self.num_bytes)})"
+        return f"{self.phase}: {what}, up to {self.speedup:.2f} times as fast"
 
 
 @dataclass(frozen=True)
