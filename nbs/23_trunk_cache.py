@@ -382,7 +382,7 @@ class Saving:
 
     @property
     def speedup(self) -> float:
-        """How much faster the phase's steps become, the filling included, if multiplications were all that takes time."""
+        """How much faster the phase's steps become, filling included, if multiplications were all that takes time."""
         return speedup(self.share, self.num_epochs)
 
     def __str__(self) -> str:
