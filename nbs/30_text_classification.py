@@ -839,7 +839,7 @@ longer = {seed: fit(TextClassification.prepare(of, "builtin:bert-reviews", seed=
 assert all(t.evaluate("valid")["accuracy"] > 0.9 and t.evaluate("test")["accuracy"] < 0.6 for t in longer.values())
 
 # %% [markdown]
-# It goes over to the trace: the validation score is better than ever, and what the model knew of opinions is hardly asked any more. Only a test from elsewhere, or reading the errors, shows any of this:
+# On both it has gone over to the trace: the validation score is better than ever, and what the model knew of opinions is hardly asked any more. How far it goes is chance, and two seeds do not say how often. Only a test from elsewhere, or reading the errors, shows any of this:
 
 # %%
 tasks["scratch", 61].show_errors(2, split="test")
