@@ -203,7 +203,7 @@ def time_of(learner: Learner, strategy: NamedStrategy, settings: Settings, found
     few = Batches(learner.train.examples, learner.train.collate, count, lengths=learner.train.lengths)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         model = with_numbers(learner.model, device)
-        phase = strategy.phases(model, learner.new_parameters)[-1]
+        phase = next(p for p in strategy.phases(model, learner.new_parameters) if p.name == found.worst.name)
         set_trainable(phase)
         set_modes(model, phase, settings.batch_norm)
         optimizer = build_optimizer(phase, settings.weight_decay, device)
