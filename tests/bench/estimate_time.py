@@ -16,7 +16,7 @@ from ftnb.strategies import strategy_from
 from ftnb.tasks import TASKS
 from ftnb.train import Training
 
-STRATEGIES = ("full", "head", "lora")
+STRATEGIES = ("full", "top-k", "lora")
 
 
 def seconds_of(recipe: Recipe) -> float:

@@ -133,7 +133,7 @@ def of_estimate(s: Setup) -> Any:
 
 
 def of_estimate_time(s: Setup) -> Any:
-    small: dict[str, Any] = {"tasks": ("text-classification",), "strategies": ("head",)}
+    small: dict[str, Any] = {"tasks": ("text-classification",), "strategies": ("top-k",)}
     return estimate_time(say=s.say, **(small if s.tiny else {}))
 
 
