@@ -488,7 +488,7 @@ def estimate(learner: Learner, strategy: Strategy, settings: Settings | None = N
 # %% [markdown]
 # ## The experiment
 #
-# **Claim.** The point estimate is close to what a process grows by, and the bound is not exceeded. Five settings are trained for two epochs (in the first one, moments and best weights are not there from the beginning), each in a process of its own that looks at the most memory it ever had; the claim would be refuted by a bar above its bound, or by a typical error above 15 %.
+# **Claim.** The point estimate is close to what a process grows by, and the bound is not exceeded. Five settings are trained for two epochs (in the first one, moments and best weights are not there from the beginning), each in a process of its own that looks at the most memory it ever had; the claim would be refuted by a measurement above its bound, or by a mean error above 15 %.
 
 # %%
 SCRIPT = textwrap.dedent("""
@@ -590,7 +590,7 @@ errors = [e.point / m - 1 for e, m in zip(found.values(), measured or [], strict
 
 # %%
 assert measured is None or all(m <= e.bound for m, e in zip(measured, found.values(), strict=True))
-assert measured is None or sorted(map(abs, errors))[len(errors) // 2] < 0.15
+assert measured is None or sum(map(abs, errors)) / len(errors) < 0.15
 
 # %% [markdown]
 # The gap of LoRA and the bars' ends are what an allocator does; five settings are few. `make bench` does the same for random configurations of five families (BERT, ViT, ResNet, wav2vec2, Llama; widths, depths, batches, lengths, six strategies, accumulation, fp32 and bf16): of 120 from a fresh seed the median error of the point was 8 %, nine in ten were within 24 %, the worst was 41 % too low (bf16, many shapes), and the bound, 1.6 times what was measured in the median, was never exceeded.
