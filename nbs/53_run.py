@@ -641,7 +641,7 @@ ax.axvline(8, color="gray", linestyle="--", linewidth=0.8)
 ax.axhline(0.5, color="gray", linestyle=":", linewidth=0.8)
 ax.set(xticks=range(0, 25, 4), xlabel="step", ylabel="validation accuracy", ylim=(0.4, 1), title="Turned down at step 8: some recover in part, some not at all")
 ax.spines[["top", "right"]].set_visible(False)
-ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.33, 0.47))
+ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(0.6, 0.31))
 fig.subplots_adjust(bottom=0.17)
 plt.show()
 
