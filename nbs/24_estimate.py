@@ -593,7 +593,7 @@ assert measured is None or all(m <= e.bound for m, e in zip(measured, found.valu
 assert measured is None or sum(map(abs, errors)) / len(errors) < 0.15
 
 # %% [markdown]
-# The gap of LoRA and the bars' ends are what an allocator does; five settings are few. `make bench` does the same for random configurations of five families (BERT, ViT, ResNet, wav2vec2, Llama; widths, depths, batches, lengths, six strategies, accumulation, fp32 and bf16): of 120 from a fresh seed the median error of the point was 9 % (8 % when they were trained once before), nine in ten were within 24 %, the worst was 41 % too low (bf16, many shapes), and the bound, 1.7 times what was measured in the median, was never exceeded.
+# The gap of LoRA and the bars' ends are what an allocator does. Five settings are few: their mean error is steady, about 10 %, but their median lies anywhere between 10 and 15 % from one measurement to the next. `make bench` does the same for random configurations of five families (BERT, ViT, ResNet, wav2vec2, Llama; widths, depths, batches, lengths, six strategies, accumulation, fp32 and bf16): of 120 from a fresh seed the median error of the point was 9 % (8 % when they were trained once before), nine in ten were within 24 %, the worst was 41 % too low (bf16, many shapes), and the bound, 1.7 times what was measured in the median, was never exceeded.
 #
 # ## The story: four times the weights
 #
