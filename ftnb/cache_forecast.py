@@ -38,6 +38,7 @@ def _within(cache: TrunkCache, saving: Saving) -> Saving:
     else:
         free = free_memory(torch.device("cpu")) or 2**40
     room = int(cache.max_gb * 1e9) if cache.max_gb is not None else free // 2
+    room = min(room, free) if cache.where == "disk" else room  # as `prepare_folder` and the cache itself have it
     if saving.num_bytes <= room:
         return saving
     where = "on the disk" if cache.where == "disk" else "of memory"

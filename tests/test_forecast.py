@@ -1,5 +1,6 @@
 """What a recipe with a trunk cache will save is said before the start: by Python, the command line and the panel."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,9 @@ def test_a_cache_beyond_its_room_is_said_before_the_start(own, monkeypatch, tmp_
         (saving,) = forecast(Recipe(**{**own, "trunk_cache": name, "trunk_cache_gb": 1e-7}), dry_run=False).savings
         assert f"{where} and may take 100 bytes" in saving.reason
     assert not (tmp_path / "not").exists()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    (saving,) = forecast(Recipe(**{**own, "trunk_cache": "disk", "trunk_cache_gb": 1.0}), dry_run=False).savings
+    assert "on the disk and may take 100 bytes" in saving.reason  # more is allowed, but there is no more
 
 
 def test_no_weights_are_needed_to_know_it(own, monkeypatch):
